@@ -1,0 +1,43 @@
+# make demo    train and judge CUCN on the embedded faces        make test    every check
+# make book    the book, in book/_build/html                     make lab     JupyterLab in nbs/
+# make notebooks [NB="12_backbone 14_losses"]    run notebooks in place, clean and export them
+# make export  package and README from the notebooks             make clean   remove what was built
+# The first call makes the environment $(VENV); PYTHON says with which Python (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PY := $(BIN)/python
+
+.PHONY: demo test book lab notebooks export clean
+.DEFAULT_GOAL := test
+
+$(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), about two minutes"
+	$(PY) -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev,book]"
+	touch $@
+
+demo: $(VENV)/.installed
+	rm -rf runs/demo
+	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch
+	$(BIN)/cucn evaluate runs/demo
+
+test: $(VENV)/.installed
+	$(PY) tools/check.py
+
+book: $(VENV)/.installed
+	$(PY) tools/build_book.py
+
+lab: $(VENV)/.installed
+	$(BIN)/jupyter lab --notebook-dir=.
+
+notebooks: $(VENV)/.installed
+	$(PY) tools/run_notebooks.py $(NB)
+
+export: $(VENV)/.installed
+	$(BIN)/nbdev_export
+	$(PY) tools/make_readme.py
+
+clean:
+	rm -rf _proc _docs _build book/_build build dist runs/demo .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,42 @@
+"""Reads a notebook for the book: takes nbdev's and Quarto's `#|` lines out, and does what they say.
+
+`#| label: fig-x`, `#| fig-cap:` and `#| fig-alt:` become a numbered figure with caption and alternative text; hidden cells stay hidden.
+"""
+
+import re
+
+import nbformat
+
+_DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
+_TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "hide_input": "remove-input", "hide_output": "remove-output"}
+
+
+def read(text):
+    """The notebook in `text` (JSON), with MyST-NB's metadata in place of the directives."""
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        lines, options = cell.source.splitlines(), {}
+        while lines and (match := _DIRECTIVE.match(lines[0])):
+            options[match[1]] = match[2].strip("\"'")
+            lines.pop(0)
+        cell.source = "\n".join(lines)
+        tags = set(cell.metadata.get("tags", [])) | {tag for name, tag in _TAGS.items() if name in options}
+        tags |= {"remove-input"} if options.get("echo") == "false" else set()
+        tags |= {"remove-cell"} if options.get("include") == "false" else set()
+        tags |= {"skip-execution"} if options.get("eval") == "false" else set()
+        if tags:
+            cell.metadata["tags"] = sorted(tags)
+        if options.get("fig-cap"):
+            figure = {"caption": options["fig-cap"]}
+            if options.get("label"):
+                figure["name"] = options["label"]
+            cell.metadata["mystnb"] = {"figure": figure}
+            if options.get("fig-alt"):
+                cell.metadata["mystnb"]["image"] = {"alt": options["fig-alt"]}
+    return notebook
+
+
+def setup(app):
+    return {"parallel_read_safe": True}

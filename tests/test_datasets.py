@@ -1,0 +1,407 @@
+"""Bad data, one clear line each: the container, folders, FER2013's csv, and the validation split."""
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cucn_nb import faces
+from cucn_nb.datasets import DataError, FaceDataset, read, read_fer2013, read_folder, resize
+from cucn_nb.expressions import FER2013, Expression
+from cucn_nb.protocols import stratified_split, valid_indices
+
+draw = np.random.default_rng(0)
+HEADER = "emotion,pixels,Usage"
+VOTES = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+
+
+def picture(path: Path, size: tuple[int, int] = (16, 16), mode: str = "L", **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+def one_line(error: pytest.ExceptionInfo, *words: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400, message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    root = tmp_path / "album"
+    for folder in ("train/happy", "train/sad", "val/happy", "val/sad", "test/happy"):
+        for i in range(3):
+            picture(root / folder / f"{i}.png")
+    return root
+
+
+# Folders: what is read
+
+def test_splits_share_one_label_order(album: Path) -> None:
+    picture(album / "train" / "Surprised" / "a.png")
+    train, valid, test = (read_folder(album, split) for split in ("train", "valid", "test"))
+    assert train.classes == valid.classes == test.classes == ("surprise", "happiness", "sadness")
+    assert [d.counts.tolist() for d in (train, valid, test)] == [[1, 3, 3], [0, 3, 3], [0, 3, 0]]
+    assert test.sources == ("test/happy/0.png", "test/happy/1.png", "test/happy/2.png") and train.name == "album"
+
+
+def test_reading_twice_is_the_same(album: Path) -> None:
+    assert read_folder(album).fingerprint() == read_folder(album).fingerprint() != read_folder(album, "valid").fingerprint()
+
+
+def test_flat_folder_is_train(tmp_path: Path) -> None:
+    picture(tmp_path / "flat" / "FEAR" / "a.png")
+    assert read(tmp_path / "flat").classes == ("fear",)
+    with pytest.raises(DataError) as error:
+        read_folder(tmp_path / "flat", "valid")
+    one_line(error, "flat", "no valid split", "train")
+
+
+def test_left_behind_files_are_ignored(album: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
+        (album / "train" / "happy" / name).write_bytes(b"x")
+    (album / ".cache").mkdir()
+    assert len(read_folder(album)) == 6
+
+
+def test_documents_beside_folders_are_noted(album: Path) -> None:
+    for place in ("labels.csv", "README.md", "train/faces.csv", "test/list.txt"):
+        (album / place).write_text("x")
+    data = read_folder(album)
+    assert len(data) == 6 and data.notes == ("README.md not read", "labels.csv not read", "train/faces.csv not read")
+
+
+def test_embedded_faces_written_as_folders(tmp_path: Path) -> None:
+    made = faces.make_set(21, seed=0, split="test", size=16)
+    faces.write_folders(made, tmp_path / "out")
+    (tmp_path / "out" / "test").rename(tmp_path / "out" / "train")
+    data = read(tmp_path / "out", "train")
+    assert data.classes == tuple(e.label for e in faces.SHOWN) and data.counts.tolist() == np.bincount(made.labels, minlength=7).tolist()
+
+
+@pytest.mark.parametrize(("mode", "suffix", "channels"), [
+    ("L", "png", 1), ("1", "png", 1), ("LA", "png", 1), ("RGB", "png", 3), ("RGBA", "png", 3), ("P", "png", 3), ("CMYK", "jpg", 3), ("L", "jpg", 1),
+    ("RGB", "webp", 3), ("RGB", "bmp", 3)])
+def test_kinds_of_images(tmp_path: Path, mode: str, suffix: str, channels: int) -> None:
+    picture(tmp_path / "d" / "sad" / f"a.{suffix}", mode=mode)
+    data = read_folder(tmp_path / "d")
+    assert data.images.shape == (1, channels, 16, 16) and data.images.float().std() > 10
+
+
+def test_camera_rotation_is_obeyed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to view
+    path = picture(tmp_path / "d" / "sad" / "a.png", exif=exif)
+    stored = np.asarray(Image.open(path))
+    assert np.array_equal(read_folder(tmp_path / "d").images[0, 0], np.rot90(stored, -1))
+
+
+def test_any_size_when_asked(tmp_path: Path) -> None:
+    picture(tmp_path / "d" / "sad" / "a.png", (40, 30))
+    picture(tmp_path / "d" / "sad" / "b.png", (10, 20), "RGB")
+    assert read_folder(tmp_path / "d", image_size=24).images.shape == (2, 3, 24, 24)
+
+
+def test_two_ways_to_resize_agree(album: Path) -> None:
+    straight, later = read(album, "train", 9), resize(read(album, "train"), 9)
+    assert (straight.images.int() - later.images.int()).abs().max() <= 2
+
+
+# Folders: what is refused
+
+def remove(path: Path) -> None:
+    for child in path.iterdir():
+        child.unlink()
+
+
+FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "unknown label": (lambda r: picture(r / "train" / "feer" / "a.png"), ("album/train/feer", "unknown expression", "fear")),
+    "number as label": (lambda r: picture(r / "train" / "3" / "a.png"), ("album/train/3", "unknown expression")),
+    "unknown label in another split": (lambda r: picture(r / "test" / "feer" / "a.png"), ("album/test/feer", "unknown expression")),
+    "class twice": (lambda r: picture(r / "train" / "Sadness" / "a.png"), ("album/train/sad", "Sadness")),
+    "empty class": (lambda r: remove(r / "train" / "sad"), ("album/train/sad", "empty")),
+    "only hidden files": (lambda r: (remove(r / "train" / "sad"), (r / "train" / "sad" / ".x").touch()), ("album/train/sad", "empty")),
+    "train lacks a class": (lambda r: picture(r / "test" / "anger" / "a.png"), ("album/train", "no folder for anger")),
+    "table among images": (lambda r: (r / "train" / "sad" / "a.csv").write_text("x"), ("album/train/sad/a.csv", "not an image")),
+    "split twice": (lambda r: picture(r / "valid" / "happy" / "a.png"), ("album/valid", "val")),
+    "file beside splits": (lambda r: picture(r / "a.png"), ("album/a.png", "move it away")),
+    "folder beside splits": (lambda r: (r / "extra").mkdir(), ("album/extra", "move it away")),
+    "file beside classes": (lambda r: picture(r / "train" / "a.png"), ("album/train/a.png", "class folder")),
+    "folder in a class": (lambda r: (r / "train" / "sad" / "more").mkdir(), ("album/train/sad/more", "folder inside")),
+    "text file": (lambda r: (r / "train" / "sad" / "list.txt").write_text("a b"), ("album/train/sad/list.txt", "not an image")),
+    "empty file": (lambda r: (r / "train" / "sad" / "0.png").write_bytes(b""), ("album/train/sad/0.png", "not an image")),
+    "other size": (lambda r: picture(r / "train" / "sad" / "9.png", (20, 20)), ("album/train/sad/9.png", "20x20", "16x16", "image size")),
+    "not square": (lambda r: picture(r / "train" / "happy" / "00.png", (20, 16)), ("20x16", "image size")),
+    "16 bits": (lambda r: Image.fromarray(np.ones((16, 16), np.uint16)).save(r / "train" / "sad" / "9.png"), ("album/train/sad/9.png", "I;16")),
+}
+
+
+@pytest.mark.parametrize("fault", FOLDER_FAULTS)
+def test_folder_faults(album: Path, fault: str) -> None:
+    spoil, words = FOLDER_FAULTS[fault]
+    assert len(read_folder(album)) == 6
+    spoil(album)
+    with pytest.raises(DataError) as error:
+        read_folder(album)
+    one_line(error, *words)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+def test_truncated_images(tmp_path: Path, suffix: str) -> None:
+    path = picture(tmp_path / "d" / "sad" / f"a.{suffix}", (64, 64))
+    good = path.read_bytes()
+    path.write_bytes(good[:len(good) // 2])
+    with pytest.raises(DataError) as error:
+        read_folder(tmp_path / "d")
+    one_line(error, f"d/sad/a.{suffix}", "image")
+
+
+def test_random_damage_never_escapes(tmp_path: Path) -> None:
+    """Flipped bytes either still decode or are a DataError, never another exception."""
+    random = np.random.default_rng(1)
+    refused = 0
+    for suffix in ("png", "jpg", "gif", "bmp", "webp"):
+        path = picture(tmp_path / "d" / "sad" / f"a.{suffix}", (32, 32), "RGB")
+        good = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        for _ in range(40):
+            bad = good.copy()
+            bad[random.integers(0, len(bad), 8)] = random.integers(0, 256, 8)
+            path.write_bytes(bad.tobytes())
+            try:
+                assert read_folder(tmp_path / "d", image_size=8).images.shape[2:] == (8, 8)
+            except DataError as error:
+                refused += 1
+                assert str(error).startswith(f"d/sad/a.{suffix}") and "\n" not in str(error)
+        path.unlink()
+    assert refused > 20
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_size_below_one(album: Path, size: int) -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        read(album, "train", size)
+    with pytest.raises(DataError, match="at least 1"):
+        resize(read_folder(album), size)
+
+
+@pytest.mark.parametrize("source", ["missing", "missing.csv", "missing/fer2013.csv"])
+def test_missing_source(tmp_path: Path, source: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(tmp_path / source)
+    one_line(error, "no such file or folder", source)
+    for reader in (read_folder, read_fer2013):
+        with pytest.raises(DataError) as error:
+            reader(tmp_path / source, "train")
+        one_line(error, "no such", source)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "hollow")
+    one_line(error, "hollow", "no class folders")
+
+
+def test_split_that_does_not_exist(album: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read_folder(album, "dev")
+    one_line(error, "no dev split", "train, valid, test")
+
+
+# FER2013
+
+def numbers(value: int | None = None) -> str:
+    pixels = draw.integers(0, 256, 48 * 48) if value is None else np.full(48 * 48, value)
+    return " ".join(map(str, pixels))
+
+
+@pytest.fixture
+def fer(tmp_path: Path) -> Path:
+    """Seven training rows (one a label), two PublicTest rows, one PrivateTest row, votes beside them."""
+    usages = ["Training"] * 7 + ["PublicTest"] * 2 + ["PrivateTest"]
+    emotions = [*range(7), 0, 3, 6]
+    folder = tmp_path / "fer"
+    folder.mkdir()
+    rows = [f"{e},{numbers()},{u}" for e, u in zip(emotions, usages, strict=True)]
+    votes = [f"{u},fer{i:07}.png,{','.join(str(int(k == i % 8) * 9) for k in range(8))},1,0" for i, u in enumerate(usages)]
+    (folder / "fer2013.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    (folder / "fer2013new.csv").write_text("\n".join([VOTES, *votes]) + "\n")
+    return folder
+
+
+def edit(file: Path, line: int, change: Callable[[str], str]) -> None:
+    lines = file.read_text().splitlines()
+    lines[line] = change(lines[line])
+    file.write_text("\n".join(text for text in lines if text) + "\n")
+
+
+def test_fer_labels_and_votes(fer: Path) -> None:
+    train, test = read_fer2013(fer, "train"), read_fer2013(fer / "fer2013.csv", "test")
+    assert train.labels.tolist() == [FER2013[i] for i in range(7)] and test.labels.tolist() == [Expression.ANGER, Expression.HAPPINESS]
+    assert train.counts.tolist() == [1] * 7 and train.vote_names is not None and train.votes is not None
+    columns = VOTES.split(",")[2:]
+    for i in range(7):  # row i has its nine votes in column i of the file
+        assert train.vote_names[int(train.votes[i].argmax())] == columns[i]
+    assert train.votes.sum(1).tolist() == [10] * 7 and train.vote_names[8:] == ("unknown", "not a face")
+    assert test.sources == ("fer2013.csv row 7", "fer2013.csv row 8")
+
+
+def test_fer_other_column_order_and_quotes(fer: Path) -> None:
+    """Later releases of the csv have the columns in another order, with spaces in the header and quoted pixels."""
+    want = read_fer2013(fer, "train").fingerprint()
+    lines = (fer / "fer2013.csv").read_text().splitlines()[1:]
+    moved = [f'{usage},{emotion},"{pixels}"' for emotion, pixels, usage in (line.split(",") for line in lines)]
+    (fer / "fer2013.csv").write_text("\r\n".join([" Usage,emotion, pixels", *moved]) + "\r\n")
+    assert read_fer2013(fer, "train").fingerprint() == want
+
+
+def test_fer_left_out(fer: Path) -> None:
+    file, votes = fer / "fer2013.csv", fer / "fer2013new.csv"
+    pixels = file.read_text().splitlines()[8].split(",")[1]  # the first PublicTest row
+    edit(file, 1, lambda _: f"0,{numbers(0)},Training")
+    edit(file, 3, lambda _: f"2,{pixels},Training")
+    edit(votes, 5, lambda _: "Training,fer0000004.png,0,0,0,0,0,0,0,0,3,7")
+    data = read_fer2013(fer, "train")
+    assert data.sources == tuple(f"fer2013.csv row {i}" for i in (1, 3, 5, 6))
+    assert [note.split()[0] for note in data.notes] == ["1", "1", "1"]
+    assert len(read_fer2013(fer, "test")) == 2
+    votes.unlink()
+    assert len(read_fer2013(fer, "train")) == 5 and read_fer2013(fer, "train").votes is None
+
+
+FER_FAULTS: dict[str, tuple[str, int, Callable[[str], str], tuple[str, ...]]] = {
+    "short row": ("fer2013.csv", 2, lambda s: s.replace(" ", "", 1), ("line 3 (row 1)", "2303 pixels")),
+    "no pixels": ("fer2013.csv", 2, lambda s: "0,,Training", ("line 3 (row 1)", "0 pixels")),
+    "blank pixels": ("fer2013.csv", 2, lambda s: "0,  ,Training", ("line 3 (row 1)", "0 pixels")),
+    "long row": ("fer2013.csv", 2, lambda s: s.replace(" ", " 7 ", 1), ("line 3 (row 1)", "2305 pixels")),
+    "pixel 256": ("fer2013.csv", 1, lambda s: f"0,{numbers()[:-3].rsplit(' ', 1)[0]} 256,Training", ("row 0",)),
+    "huge pixel": ("fer2013.csv", 1, lambda s: f"0,{numbers(1)[:-1]}99999999999999999999999,Training", ("row 0", "0 to 255")),
+    "negative pixel": ("fer2013.csv", 1, lambda s: s.replace(" ", " -", 1), ("row 0", "0 to 255")),
+    "word as pixel": ("fer2013.csv", 1, lambda s: s.replace(" ", " x", 1), ("row 0", "0 to 255")),
+    "half a pixel": ("fer2013.csv", 1, lambda s: s.replace(" ", ".5 ", 1), ("row 0", "0 to 255")),
+    "bad test row": ("fer2013.csv", 8, lambda s: s.replace(" ", "", 1), ("line 9 (row 7)", "2303 pixels")),
+    "emotion 7": ("fer2013.csv", 3, lambda s: "7" + s[1:], ("line 4 (row 2)", "emotion '7'")),
+    "no emotion": ("fer2013.csv", 3, lambda s: s[1:], ("line 4 (row 2)", "emotion ''")),
+    "usage": ("fer2013.csv", 3, lambda s: s.replace("Training", "training"), ("line 4 (row 2)", "'training'")),
+    "two fields": ("fer2013.csv", 3, lambda s: s.rsplit(",", 1)[0], ("line 4 (row 2)", "2 fields")),
+    "column": ("fer2013.csv", 0, lambda s: s.replace("Usage", "Use"), ("no column 'Usage'",)),
+    "no header": ("fer2013.csv", 0, lambda s: "", ("no column 'emotion'",)),
+    "row lost": ("fer2013.csv", 10, lambda s: "", ("fer2013new.csv has 10 rows", "fer2013.csv has 9")),
+    "vote row lost": ("fer2013new.csv", 10, lambda s: "", ("fer2013new.csv has 9 rows", "fer2013.csv has 10")),
+    "vote row shifted": ("fer2013new.csv", 1, lambda s: "", ("line 8 (row 6)", "do not belong together")),
+    "vote word": ("fer2013new.csv", 2, lambda s: s.replace(",9,", ",nine,"), ("fer2013new.csv line 3 (row 1)", "nine")),
+    "vote column": ("fer2013new.csv", 0, lambda s: s.replace("contempt", "pride"), ("no column 'contempt'",)),
+}
+
+
+@pytest.mark.parametrize("fault", FER_FAULTS)
+def test_fer_faults(fer: Path, fault: str) -> None:
+    file, line, change, words = FER_FAULTS[fault]
+    assert len(read_fer2013(fer, "train")) == 7
+    edit(fer / file, line, change)
+    with pytest.raises(DataError) as error:
+        read_fer2013(fer, "train")
+    one_line(error, *words)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\xff\xfe\x00", b"emotion,pixels,Usage\n", b'emotion,pixels,Usage\n"0,1'])
+def test_fer_not_the_csv(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "fer2013.csv").write_bytes(content)
+    with pytest.raises(DataError) as error:
+        read(tmp_path)
+    one_line(error, "fer2013.csv")
+
+
+def test_fer_all_rows_left_out(tmp_path: Path) -> None:
+    (tmp_path / "fer2013.csv").write_text(f"{HEADER}\n0,{numbers(0)},Training\n")
+    with pytest.raises(DataError, match="no usable row of the train split"):
+        read(tmp_path)
+
+
+def test_neither_folder_nor_csv(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="neither a folder nor a csv"):
+        read(picture(tmp_path / "a.png"))
+
+
+# The validation split
+
+def toy(counts: list[int], **fields) -> FaceDataset:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    pixels = torch.from_numpy(draw.integers(0, 256, (len(labels), 1, 6, 6), dtype=np.uint8))
+    given = dict(images=pixels, labels=labels, classes=tuple("abcdefgh"[:len(counts)]), name="toy", split="train", sources=range(len(labels)))
+    return FaceDataset(**(given | fields))
+
+
+@pytest.mark.parametrize("fraction", [.05, .1, .25, .5, .9])
+@pytest.mark.parametrize("counts", [[2, 2], [3, 50, 1000], [281, 717, 705, 1290]])
+def test_split_counts(counts: list[int], fraction: float) -> None:
+    train, valid = stratified_split(toy(counts), fraction, seed=3)
+    for whole, left, cut in zip(counts, train.counts.tolist(), valid.counts.tolist(), strict=True):
+        assert left + cut == whole and left >= 1 and cut >= 1
+        assert cut == min(max(round(fraction * whole), 1), whole - 1)
+    assert not set(train.sources) & set(valid.sources)
+
+
+def test_split_does_not_depend_on_other_generators() -> None:
+    data = toy([50, 50])
+    torch.manual_seed(1)
+    first = valid_indices(data, .2, 5)
+    torch.manual_seed(2)
+    np.random.seed(0)
+    assert torch.equal(first, valid_indices(data, .2, 5)) and torch.equal(first, first.sort().values)
+
+
+@pytest.mark.parametrize("persons", [2, 5, 30])
+def test_split_keeps_people_whole(persons: int) -> None:
+    counts = [60, 60, 60]
+    data = toy(counts, identity=torch.arange(180) % persons)
+    for seed in range(5):
+        train, valid = stratified_split(data, .1, seed)
+        assert train.identity is not None and valid.identity is not None
+        assert not set(train.identity.tolist()) & set(valid.identity.tolist())
+        assert (train.counts > 0).all() and (valid.counts > 0).all()
+
+
+def test_split_of_copies_of_one_image() -> None:
+    same = torch.zeros((4, 1, 6, 6), dtype=torch.uint8)
+    with pytest.raises(DataError) as error:
+        stratified_split(toy([2, 2], images=same))
+    one_line(error, "class a", "copies of one another")
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -.1, float("nan")])
+def test_split_fraction(fraction: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stratified_split(toy([5, 5]), fraction)
+
+
+def test_split_of_memory_mapped_images(tmp_path: Path) -> None:
+    data = toy([20, 20])
+    np.save(tmp_path / "images.npy", data.images)
+    mapped = toy([20, 20], images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    assert torch.equal(valid_indices(mapped), valid_indices(data)) and mapped.fingerprint() == data.fingerprint()
+    assert stratified_split(mapped)[1].fingerprint() == stratified_split(data)[1].fingerprint()
+
+
+# The embedded faces
+
+def test_embedded_faces() -> None:
+    train, test = read("faces", "train"), read("faces", "test", image_size=32)
+    assert (len(train), len(test)) == (5000, 1400) and test.image_size == 32 and train.image_size == 64
+    assert train.identity is not None and test.identity is not None and train.blend is not None and train.votes is not None
+    assert not set(train.identity.tolist()) & set(test.identity.tolist())
+    part, valid = stratified_split(train, .1, 0)
+    assert part.identity is not None and valid.identity is not None and not set(part.identity.tolist()) & set(valid.identity.tolist())
+    assert (part.counts > 0).all() and (valid.counts > 0).all() and len(part) + len(valid) == 5000
+    assert valid.attributes is not None and all(len(value) == len(valid) for value in valid.attributes.values())
+
+
+def test_embedded_faces_have_no_validation_split() -> None:
+    with pytest.raises(DataError) as error:
+        read("faces", "valid")
+    one_line(error, "no valid split", "cut a validation split from train")

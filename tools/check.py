@@ -1,0 +1,141 @@
+"""Every check of the repository, each run to its end; fails with a list of those that failed. Needs no network.
+
+    python tools/check.py               everything (`make test`)
+    python tools/check.py export ruff   only these
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent  # the tools of this environment, whatever PATH says
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+
+
+def run(*command: str, cwd: Path = ROOT) -> bool:
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, stdin=subprocess.DEVNULL).returncode == 0
+
+
+def project_copy(folder: Path, *parts: str) -> Path:
+    """A copy of the nbdev project in an empty folder: settings, and of the rest only the parts asked for."""
+    for name in ("settings.ini", "pyproject.toml", *parts):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern)) if "__pycache__" not in path.parts}
+
+
+def same(found: dict[str, bytes], expected: dict[str, bytes], remedy: str) -> bool:
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    for name in wrong:
+        state = "should not be there" if name not in expected else "is missing" if name not in found else "differs"
+        print(f"  {name} {state}: {remedy}")
+    return not wrong
+
+
+def export() -> bool:
+    """The package equals what a fresh export of the notebooks gives: no module edited, missing or left over."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = project_copy(Path(temporary), "nbs")
+        return run("nbdev_export", cwd=copy) and same(files(ROOT / "cucn_nb", "*.py"), files(copy / "cucn_nb", "*.py"), "run nbdev_export")
+
+
+def clean() -> bool:
+    """nbdev_clean has nothing to do, and it keeps tags."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = project_copy(Path(temporary), "nbs")
+        probe = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", metadata={"tags": ["nbval-skip"], "collapsed": True})])
+        nbformat.write(probe, copy / "nbs" / "probe.ipynb")
+        done = run("nbdev_clean", cwd=copy)
+        kept = nbformat.read(copy / "nbs" / "probe.ipynb", as_version=4).cells[0].metadata
+        (copy / "nbs" / "probe.ipynb").unlink()
+        if dict(kept) != {"tags": ["nbval-skip"]}:
+            print(f"  nbdev_clean leaves the metadata {dict(kept)} of a tagged cell: see allowed_cell_metadata_keys in settings.ini")
+            done = False
+        return same(files(ROOT / "nbs", "*.ipynb"), files(copy / "nbs", "*.ipynb"), "run nbdev_clean") and done
+
+
+def ruff() -> bool:
+    return run("ruff", "check", "--quiet", "--output-format", "concise", ".")
+
+
+def mypy() -> bool:
+    return run("mypy", "cucn_nb")
+
+
+def readme() -> bool:
+    """README.md is what nbs/index.ipynb gives."""
+    return run(sys.executable, "tools/make_readme.py", "--check")
+
+
+def book() -> bool:
+    """The book builds with warnings as errors, and its pages need nothing from elsewhere."""
+    return run(sys.executable, "tools/build_book.py", "--strict")
+
+
+pytest_counts = {"passed": 0, "failed": 0, "skipped": 0, "error": 0}
+cells = "no notebook was compared"
+
+
+def tests() -> bool:
+    """Plain `pytest --nbval`: the tests, and every notebook run and compared with what it stores."""
+    global cells
+    process = subprocess.Popen(
+        ("pytest", "--nbval", "--color=no"), cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if re.search(r" in \d+(\.\d+)?s", line):
+            for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", line):
+                pytest_counts[word] = int(number)
+        elif " compared (" in line:
+            cells = line.strip()
+    return process.wait() == 0
+
+
+CHECKS = {check.__name__: check for check in (export, clean, ruff, mypy, readme, book, tests)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"which of {', '.join(CHECKS)}; all when none is named")
+    chosen = parser.parse_args().checks or list(CHECKS)
+    for name in chosen:
+        if name not in CHECKS:
+            parser.error(f"no check {name}; there are {', '.join(CHECKS)}")
+    results = {}
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        start = time.perf_counter()
+        results[name] = CHECKS[name]()
+        print(f"== {name}: {'passed' if results[name] else 'FAILED'} in {time.perf_counter() - start:.1f} s\n", flush=True)
+    failed = [name for name, passed in results.items() if not passed]
+    print("failed checks: " + (", ".join(failed) if failed else "none"))
+    if "tests" in results:
+        print(cells)
+    others = [name for name in results if name != "tests"]
+    passes = sum(results[name] for name in others) + pytest_counts["passed"]
+    failures = sum(not results[name] for name in others) + pytest_counts["failed"] + pytest_counts["error"]
+    if "tests" in failed and pytest_counts["failed"] + pytest_counts["error"] == 0:
+        failures += 1  # pytest did not run to its end, or compared too few cells
+    print(f"{passes} passed, {failures} failed, {pytest_counts['skipped']} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
