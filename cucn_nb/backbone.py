@@ -6,10 +6,10 @@
 __all__ = ['SMALLEST_IMAGE', 'AttentiveBasicBlock', 'AttentiveBottleneck', 'PatchConv2d', 'Trunk', 'resnet', 'load_trunk',
            'read_weights']
 
-# %% ../nbs/12_backbone.ipynb #0d18159b
+# %% ../nbs/12_backbone.ipynb #fff357e7
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # %% ../nbs/12_backbone.ipynb #5ab7b128
 import torch
@@ -22,11 +22,11 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 # %% ../nbs/12_backbone.ipynb #fffe2001
 from .cbam import CBAM
 
-# %% ../nbs/12_backbone.ipynb #f0b0f3cd
+# %% ../nbs/12_backbone.ipynb #f9c6fd1b
 class AttentiveBasicBlock(BasicBlock):
     """ResNet's block of two 3x3 convolutions, its residual branch gated by CBAM. Source: CBAM (ECCV 2018), figure 3."""
 
-    def __init__(self, inplanes: int, planes: int, *args, **kwargs) -> None:
+    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
         self.cbam = CBAM(planes)
 
@@ -37,11 +37,11 @@ class AttentiveBasicBlock(BasicBlock):
         branch = self.bn2(self.conv2(branch))
         return self.relu(shortcut + self.cbam(branch))
 
-# %% ../nbs/12_backbone.ipynb #c2aa1541
+# %% ../nbs/12_backbone.ipynb #72f4d4d2
 class AttentiveBottleneck(Bottleneck):
     """ResNet-50's block of 1x1, 3x3 and 1x1 convolutions, its residual branch gated by CBAM. Source: CBAM (ECCV 2018), figure 3."""
 
-    def __init__(self, inplanes: int, planes: int, *args, **kwargs) -> None:
+    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
         self.cbam = CBAM(planes * self.expansion)
 
@@ -53,7 +53,7 @@ class AttentiveBottleneck(Bottleneck):
         branch = self.bn3(self.conv3(branch))
         return self.relu(shortcut + self.cbam(branch))
 
-# %% ../nbs/12_backbone.ipynb #197a63be
+# %% ../nbs/12_backbone.ipynb #bd8a3a00
 class PatchConv2d(nn.Conv2d):
     """A 3x3 convolution with padding 1 and without bias that computes small maps on a CPU as one matrix product."""
 
@@ -72,7 +72,7 @@ class PatchConv2d(nn.Conv2d):
     @classmethod
     def take_over(cls, conv: nn.Conv2d) -> "PatchConv2d":
         """Make one from a 3x3 convolution, with its very weight."""
-        new = cls(conv.in_channels, conv.out_channels, 3, stride=conv.stride, padding=1, bias=False)
+        new = cls(conv.in_channels, conv.out_channels, 3, stride=conv.stride[0], padding=1, bias=False)
         new.weight = conv.weight
         return new
 

@@ -52,14 +52,14 @@ def cut_into_batches(order: Tensor, batch_size: int) -> list[Tensor]:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
-# %% ../nbs/31_batches.ipynb #1e64c399
+# %% ../nbs/31_batches.ipynb #a1daf8ca
 class Batch(NamedTuple):
     """One step's images."""
 
     step: int  # from 0 in each epoch
     images: Tensor  # uint8 [B, 1 or 3, H, W], on the device
     labels: Tensor  # int64 [B], on the device
-    index: Tensor  # int64 [B], positions in the data set, on the CPU
+    position: Tensor  # int64 [B], where in the data set the images stand, on the CPU
 
 
 class Batches:

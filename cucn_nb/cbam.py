@@ -9,7 +9,12 @@ __all__ = ['ChannelAttention', 'SpatialAttention', 'CBAM']
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/11_cbam.ipynb #a39eab22
+# %% ../nbs/11_cbam.ipynb #99479fb4
+def _scale(x: Tensor, gate: Tensor) -> Tensor:
+    """Multiply a map `[B, K, H, W]` by a gate that broadcasts to it, in channels-last order."""
+    return (x.permute(0, 2, 3, 1) * gate.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+# %% ../nbs/11_cbam.ipynb #63b3c7e1
 class ChannelAttention(nn.Module):
     """Scale each channel by a gate computed from its mean and its maximum.
 
@@ -30,13 +35,14 @@ class ChannelAttention(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the gate: map `[B, K, H, W]` -> `[B, K, 1, 1]` in (0, 1)."""
-        return torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))[:, :, None, None]
+        positions = x.flatten(2).transpose(1, 2)  # [B, HW, K], a view in either memory layout
+        return torch.sigmoid(self.mlp(positions.mean(1)) + self.mlp(positions.max(1).values))[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the map: `[B, K, H, W]` -> `[B, K, H, W]`."""
-        return x * self.gate(x)
+        return _scale(x, self.gate(x))
 
-# %% ../nbs/11_cbam.ipynb #b20fdb1d
+# %% ../nbs/11_cbam.ipynb #d857ed26
 class SpatialAttention(nn.Module):
     """Scale each position by a gate computed from the maximum and the mean over channels.
 
@@ -63,12 +69,13 @@ class SpatialAttention(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Compute the gate: map `[B, K, H, W]` -> `[B, 1, H, W]` in (0, 1)."""
-        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        last = x.permute(0, 2, 3, 1)  # channels last, as they lie in memory
+        pooled = torch.stack([last.max(3).values, last.mean(3)], 1)
         return torch.sigmoid(self.bn(self.conv(pooled)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the map: `[B, K, H, W]` -> `[B, K, H, W]`."""
-        return x * self.gate(x)
+        return _scale(x, self.gate(x))
 
 # %% ../nbs/11_cbam.ipynb #346ae4eb
 class CBAM(nn.Module):

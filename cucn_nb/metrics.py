@@ -18,7 +18,7 @@ from torch import Tensor
 from .datasets import FaceDataset, as_pieces
 from .methods.base import Method
 
-# %% ../nbs/33_metrics.ipynb #4bdcf449
+# %% ../nbs/33_metrics.ipynb #4198b808
 @dataclass(frozen=True)
 class Report:
     """What a method did on a data set; everything else is computed from the per-image answers."""
@@ -44,7 +44,7 @@ class Report:
     def recall(self) -> list[float | None]:
         """Share of each class that was named right, `[C]`; None where the data has no image of the class."""
         counts = self.confusion.sum(1).tolist()
-        return [hit / n if n else None for hit, n in zip(self.confusion.diagonal().tolist(), counts)]
+        return [hit / n if n else None for hit, n in zip(self.confusion.diagonal().tolist(), counts, strict=True)]
 
     @property
     def overall(self) -> float:
@@ -69,15 +69,17 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """Collect the numbers of an `evaluation.json`: plain values only."""
         right = self.probabilities.argmax(1) == self.labels
-        level = {name: float(self.uncertainty[rows].mean()) if bool(rows.any()) else None for name, rows in [("mean_right", right), ("mean_wrong", ~right)]}
+        level = {name: float(self.uncertainty[rows].mean()) if bool(rows.any()) else None
+                 for name, rows in [("mean_right", right), ("mean_wrong", ~right)]}
         return {"overall": self.overall, "mean": self.mean, "worst": self.worst, "best": self.best,
-                "recall": dict(zip(self.classes, self.recall)), "confusion": self.confusion.tolist(), "ece": self.ece,
+                "recall": dict(zip(self.classes, self.recall, strict=True)), "confusion": self.confusion.tolist(), "ece": self.ece,
                 "uncertainty": {"mean": float(self.uncertainty.mean()), **level}, "count": len(self.labels), **self.data}
 
     def __str__(self) -> str:
         rows = [f"{name:>10} {n:6d} " + ("    absent" if r is None else f"{100 * r:8.1f} %")
-                for name, n, r in zip(self.classes, self.confusion.sum(1).tolist(), self.recall)]
-        tail = f"mean {100 * self.mean:.1f} %, worst {100 * self.worst:.1f} %, best {100 * self.best:.1f} %, overall {100 * self.overall:.1f} %, ECE {self.ece:.3f}"
+                for name, n, r in zip(self.classes, self.confusion.sum(1).tolist(), self.recall, strict=True)]
+        tail = (f"mean {100 * self.mean:.1f} %, worst {100 * self.worst:.1f} %, best {100 * self.best:.1f} %, "
+                f"overall {100 * self.overall:.1f} %, ECE {self.ece:.3f}")
         return "\n".join([f"{'class':>10} {'images':>6}     recall", *rows, tail])
 
 # %% ../nbs/33_metrics.ipynb #575ff37d

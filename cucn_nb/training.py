@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'TrainingStep', 'environment', 'TrainingError', 'Run', 'fit', 'load_run']
 
-# %% ../nbs/34_training.ipynb #31ea30f7
+# %% ../nbs/34_training.ipynb #76f106a7
 import dataclasses
 import json
 import os
 import platform
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +31,7 @@ from .methods import Method
 from .metrics import evaluate
 from .uncertainty import draw_partner
 
-# %% ../nbs/34_training.ipynb #68f8a033
+# %% ../nbs/34_training.ipynb #ff7a17c4
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; make one with `TrainConfig.preset`.
@@ -38,8 +39,8 @@ class TrainConfig:
     Source: "paper" CUCN (arXiv 2212.07751), section III-A; "raf-db" RUL (NeurIPS 2021), authors' network; "scratch" ours, for random weights.
     """
 
-    epochs: int = 18  # passes over the training images
-    batch_size: int = 128  # images a step, over all processes
+    epochs: int = 6  # passes over the training images
+    batch_size: int = 32  # images a step, over all processes
     lr: float = 2e-3  # Adam's rate for trunk and heads; the largest, where the schedule is one cycle
     classifier_lr: float = 2e-3  # Adam's rate for the classifier
     weight_decay: float = 1e-4  # Adam's, added to the gradient
@@ -98,7 +99,7 @@ class TrainingStep(nn.Module):
         """Compute loss and log of a batch; arguments and results as `Method.training_loss`."""
         return self.method.training_loss(images, labels, partner)
 
-# %% ../nbs/34_training.ipynb #29fbe78b
+# %% ../nbs/34_training.ipynb #f2c1f30b
 def _use_bf16(config: TrainConfig, device_type: str) -> bool:
     """Decide whether to cast the forward pass to bfloat16."""
     if config.precision != "auto":
@@ -110,8 +111,10 @@ def _use_bf16(config: TrainConfig, device_type: str) -> bool:
 
 def _make_accelerator(config: TrainConfig) -> Any:
     """Make accelerate's object for this run; a run before it in the same process leaves no settings behind."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    with warnings.catch_warnings():  # it loads tqdm's notebook bar, which warns where ipywidgets is not installed; our bar is the plain one
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -133,10 +136,10 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     return {"python": platform.python_version(), "system": platform.system(), "device": device.type, "device_model": model,
             "threads": torch.get_num_threads(), "cpu_cores": os.cpu_count(), **versions}
 
-# %% ../nbs/34_training.ipynb #81591098
-def _make_optimiser(method: Method, config: TrainConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+# %% ../nbs/34_training.ipynb #2de321fa
+def _make_optimiser(method: Method, config: TrainConfig, steps_per_epoch: int) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LRScheduler]:
     """Make Adam over the method's groups, and the schedule, which is stepped after every batch."""
-    optimiser = torch.optim.Adam(method.parameter_groups(config.lr, config.classifier_lr), weight_decay=config.weight_decay)
+    optimiser = torch.optim.Adam(method.parameter_groups(config.lr, config.classifier_lr), weight_decay=config.weight_decay, fused=True)
     if config.schedule == "one_cycle":
         return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, [config.lr, config.classifier_lr], config.epochs * steps_per_epoch)
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.9 ** (step // steps_per_epoch))
@@ -156,8 +159,8 @@ class Run:
     classes: tuple[str, ...]  # names in label order
     record: dict[str, Any]  # what config.json holds: method, training, data
 
-# %% ../nbs/34_training.ipynb #2325a925
-def _write_run(out: Path, method: Method, classes: tuple[str, ...], record: dict[str, Any], history: list[dict[str, Any]], state: dict[str, Any]) -> None:
+# %% ../nbs/34_training.ipynb #976f7b45
+def _write_run(out: Path, method: Method, classes: tuple[str, ...], history: list[dict[str, Any]], state: dict[str, Any]) -> None:
     """Bring a run folder up to date; the state goes last, since it is what a resumed run trusts."""
     write_atomic(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
     save_method(method, out / "model.safetensors", classes)
@@ -169,8 +172,9 @@ def _describe(data: FaceDataset) -> dict[str, Any]:
     return {"name": data.name, "split": data.split, "count": len(data), "image_size": data.image_size, "classes": list(data.classes),
             "counts": data.counts.tolist(), "fingerprint": data.fingerprint(), "notes": list(data.notes)}
 
-# %% ../nbs/34_training.ipynb #4b3b8675
-def _train_epoch(step: nn.Module, batches: Batches, optimiser: Any, scheduler: Any, accelerator: Any, config: TrainConfig, epoch: int) -> dict[str, float]:
+# %% ../nbs/34_training.ipynb #a042678e
+def _train_epoch(step: nn.Module, batches: Batches, optimiser: Any, scheduler: Any, accelerator: Any, config: TrainConfig,
+                 epoch: int) -> dict[str, float]:
     """Train for one epoch; returns the mean of each logged number."""
     method: Method = accelerator.unwrap_model(step).method
     step.train()
@@ -189,7 +193,7 @@ def _train_epoch(step: nn.Module, batches: Batches, optimiser: Any, scheduler: A
         logs.append({k: v.float() for k, v in log.items()})
     return {k: float(torch.stack([log[k] for log in logs]).mean()) for k in logs[0]}
 
-# %% ../nbs/34_training.ipynb #1372da61
+# %% ../nbs/34_training.ipynb #e7373ee1
 def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainConfig, out: str | Path | None = None, resume: bool = False,
         provenance: dict[str, Any] | None = None, verbose: bool = True) -> Run:
     """Train a method and judge it on the validation images after every epoch.
@@ -219,14 +223,15 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
     accelerator = _make_accelerator(config)
     torch.manual_seed(int(torch.randint(2**62, (), generator=random_stream(config.seed, "dropout"))))
     batches = Batches(train, config.batch_size, config.seed, accelerator.device, accelerator.process_index, accelerator.num_processes)
-    method.to(accelerator.device, memory_format=torch.channels_last)
+    method.to(accelerator.device).to(memory_format=torch.channels_last)
     optimiser, scheduler = _make_optimiser(method, config, batches.steps)
     # the schedule counts global steps itself, so accelerate does not get it
     step, optimiser = accelerator.prepare(TrainingStep(method), optimiser)
     record = {"method": method.settings, "weights": method.backbone.weights_origin, "training": asdict(config),
               "precision": accelerator.mixed_precision, "processes": accelerator.num_processes,
               "data": {"train": _describe(train), "valid": _describe(valid)}, **(provenance or {})}
-    history, first = [], 0
+    history: list[dict[str, Any]] = []
+    first = 0
     if out and resume:
         first, history = _restore(out, method, optimiser, scheduler)
     elif out and accelerator.is_main_process:
@@ -248,10 +253,10 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
         if out and accelerator.is_main_process:
             state = {"epoch": epoch + 1, "method": method.state_dict(), "optimiser": optimiser.state_dict(), "scheduler": scheduler.state_dict(),
                      "random": _random_state(), "history": history}
-            _write_run(out, method, train.classes, record, history, state)
+            _write_run(out, method, train.classes, history, state)
     return Run(method.eval(), config, history, train.classes, record)
 
-# %% ../nbs/34_training.ipynb #9e54522b
+# %% ../nbs/34_training.ipynb #7cc4f37b
 def _random_state() -> dict[str, Any]:
     """Take the state of the global generators."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
@@ -283,8 +288,10 @@ def load_run(folder: str | Path) -> Run:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no run: it has no config.json")
     record = json.loads((folder / "config.json").read_text("utf-8"))
-    settings = dict(record["training"])
-    config = TrainConfig(**{**settings, "augmentation": Augmentation(**settings["augmentation"]), "device": "auto"})
+    settings = {**record["training"], "augmentation": Augmentation(**record["training"]["augmentation"])}
+    if settings["device"] == "cuda" and not torch.cuda.is_available():  # a run of a GPU machine can be read on any other
+        settings["device"] = "auto"
+    config = TrainConfig(**settings)
     method, classes = load_method(folder / "model.safetensors")
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return Run(method, config, history, classes, record)

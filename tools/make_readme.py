@@ -1,6 +1,6 @@
 """README.md from nbs/index.ipynb: its text, code and outputs.
 
-    python tools/make_readme.py            write README.md and the figures book/images/index-*.png
+    python tools/make_readme.py            write README.md and the figures book/images/index-*
     python tools/make_readme.py --check    fail when they are not what the notebook gives
 
 Markdown cells come as they are, with links relative to the root. A code cell is a python block without its `#|` lines; `#| hide`,
@@ -67,9 +67,9 @@ def convert(notebook: nbformat.NotebookNode) -> tuple[str, dict[str, bytes]]:
             data = output.get("data", {})
             if "text/markdown" in data:
                 blocks.append(from_root(data["text/markdown"].strip()))
-            elif "image/png" in data:
-                path = f"{IMAGES}/index-{len(images) + 1}.png"
-                images[path] = base64.b64decode(data["image/png"])
+            elif kinds := [kind for kind in ("png", "jpeg") if f"image/{kind}" in data]:
+                path = f"{IMAGES}/index-{len(images) + 1}.{kinds[0]}"
+                images[path] = base64.b64decode(data[f"image/{kinds[0]}"])
                 blocks.append(f"![{found.get('fig-alt') or found.get('fig-cap') or 'figure'}]({path})")
                 blocks.extend([found["fig-cap"]] if found.get("fig-cap") else [])
             elif text := (output.get("text") or data.get("text/plain", "")).rstrip():
@@ -86,7 +86,7 @@ def main() -> int:
         return 1
     text, images = convert(nbformat.read(INDEX, as_version=4))
     expected = {"README.md": text.encode(), **images}
-    present = {str(path.relative_to(ROOT)) for path in (ROOT / IMAGES).glob("index-*.png")} | {"README.md"}
+    present = {str(path.relative_to(ROOT)) for path in (ROOT / IMAGES).glob("index-*")} | {"README.md"}
     wrong = []
     for name in sorted(present | expected.keys()):
         path, content = ROOT / name, expected.get(name)

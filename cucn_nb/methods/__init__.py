@@ -22,8 +22,8 @@ from .cross_entropy import CrossEntropy
 from .cucn import CUCN
 from .rul import RUL
 
-# %% ../../nbs/29_registry.ipynb #d9e1667f
-_METHODS: dict[str, type[Method]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN}
+# %% ../../nbs/29_registry.ipynb #6fc3698d
+_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
     """List the names that `create` knows."""
     return list(_METHODS)
 
-# %% ../../nbs/29_registry.ipynb #37c79998
+# %% ../../nbs/29_registry.ipynb #e1d459b7
 def weights_from_counts(scheme: str, counts: Tensor | Sequence[int] | None, num_classes: int) -> Tensor | None:
     """Compute a method's class weights, or none.
 
@@ -47,7 +47,7 @@ def weights_from_counts(scheme: str, counts: Tensor | Sequence[int] | None, num_
     if scheme == "none":
         return None
     if counts is None:
-        raise ValueError(f'weight_scheme="{scheme}" needs counts, the training images of each class: pass counts=train.counts, or weight_scheme="none"')
+        raise ValueError(f'weight_scheme="{scheme}" needs counts, the training images a class: pass counts=train.counts or weight_scheme="none"')
     weights = class_weights(counts, scheme)
     if len(weights) != num_classes:
         raise ValueError(f"counts has {len(weights)} entries for {num_classes} classes: they must agree")

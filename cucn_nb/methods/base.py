@@ -20,7 +20,7 @@ from ..backbone import Trunk
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each channel in 0..1; what torchvision's and the circulating face weights were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# %% ../../nbs/20_methods.ipynb #21336c68
+# %% ../../nbs/20_methods.ipynb #426d1803
 class Method(nn.Module, ABC):
     """A backbone with a classifier and a training loss; the base of every method.
 
@@ -34,6 +34,9 @@ class Method(nn.Module, ABC):
     mixes: ClassVar[bool] = False  # whether training_loss wants a partner
     options: ClassVar[dict[str, Any]] = {}  # what `methods.create` lets a user choose, with the default: weight_scheme, cbam
     settings: dict[str, Any]  # the arguments of `methods.create` that made it
+    mean: Tensor
+    std: Tensor
+    class_weights: Tensor | None
 
     def __init__(self, num_classes: int, backbone: Trunk, features: int, class_weights: Tensor | None = None) -> None:
         super().__init__()

@@ -1,0 +1,153 @@
+"""The command `cucn`: bad input gives one clear line and exit code 2, a run can be interrupted, resumed and judged."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from cucn_nb import faces
+from cucn_nb.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """300 rendered faces of 32 pixels in class folders."""
+    path = tmp_path_factory.mktemp("data") / "faces"
+    faces.write_folders(faces.make_set(300, 1, "train", 32), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """A run of one epoch on them."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    main(["train", "--method", "cucn", "--data", str(folder), "--out", str(out), "--epochs", "1", "--device", "cpu"])
+    return out
+
+
+def complaint(capsys, *words):
+    """What the command says on stderr when it refuses."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("cucn: ") and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    return captured.err
+
+
+def broken_copy(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    return copy, next((copy / "train").iterdir())
+
+
+def test_missing_folder(capsys, tmp_path):
+    assert "nowhere" in complaint(capsys, "train", "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+
+
+def test_empty_class(capsys, folder, tmp_path):
+    copy, _ = broken_copy(folder, tmp_path)
+    for image in (copy / "train" / "anger").iterdir():
+        image.unlink()
+    assert "anger" in complaint(capsys, "train", "--data", copy, "--out", tmp_path / "run")
+
+
+def test_unknown_label(capsys, folder, tmp_path):
+    copy, _ = broken_copy(folder, tmp_path)
+    (copy / "train" / "anger").rename(copy / "train" / "boredom")
+    assert "boredom" in complaint(capsys, "train", "--data", copy, "--out", tmp_path / "run")
+
+
+def test_file_that_is_no_image(capsys, folder, tmp_path):
+    copy, _ = broken_copy(folder, tmp_path)
+    (copy / "train" / "anger" / "notes.jpg").write_text("<html>not found</html>")
+    assert "notes.jpg" in complaint(capsys, "train", "--data", copy, "--out", tmp_path / "run")
+
+
+def test_short_row_of_a_csv(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [[k % 7, " ".join(map(str, rng.integers(1, 256, 48 * 48))), "Training"] for k in range(30)]
+    rows[17][1] = rows[17][1].rsplit(" ", 5)[0]
+    with open(tmp_path / "fer2013.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["emotion", "pixels", "Usage"], *rows])
+    message = complaint(capsys, "train", "--data", tmp_path / "fer2013.csv", "--out", tmp_path / "run")
+    assert "17" in message and "2299" in message
+
+
+def test_weights_of_another_shape(capsys, folder, tmp_path):
+    save_file({"conv1.weight": torch.zeros(64, 3, 5, 5)}, tmp_path / "odd.safetensors")
+    message = complaint(capsys, "train", "--data", folder, "--out", tmp_path / "run", "--weights", tmp_path / "odd.safetensors")
+    assert "odd.safetensors" in message and not (tmp_path / "run").exists()
+
+
+def test_run_folder_in_use(capsys, folder, run):
+    assert "not empty" in complaint(capsys, "train", "--data", folder, "--out", run)
+
+
+def test_evaluate_what_is_no_run(capsys, folder):
+    assert "config.json" in complaint(capsys, "evaluate", folder)
+
+
+def test_damaged_model(capsys, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    content = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert "damaged" in complaint(capsys, "evaluate", copy)
+
+
+def test_data_with_other_classes(capsys, run, tmp_path):
+    for name in ("fear", "anger"):
+        (tmp_path / "two" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "two" / "test" / name / "a.png")
+    assert "classes" in complaint(capsys, "evaluate", run, "--data", tmp_path / "two")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda(capsys, folder, tmp_path):
+    assert "CUDA" in complaint(capsys, "train", "--data", folder, "--out", tmp_path / "run", "--device", "cuda")
+
+
+def test_finished_run_is_not_resumed(capsys, run):
+    assert "finished" in complaint(capsys, "train", "--resume", run)
+
+
+def test_evaluation_agrees_with_its_predictions(run, tmp_path):
+    main(["evaluate", str(run), "--split", "valid", "--json", str(tmp_path / "numbers.json")])
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    assert numbers == json.loads((run / "evaluation.json").read_text())
+    for name, value in numbers["recall"].items():
+        mine = [row["prediction"] == name for row in rows if row["label"] == name]
+        assert abs(sum(mine) / len(mine) - value) < 1e-9
+    assert np.array(numbers["confusion"]).sum() == len(rows) == numbers["count"]
+
+
+def test_interrupted_and_resumed_run_equals_the_whole(folder, tmp_path):
+    """Ctrl-C in the second epoch, exit code 130; the resumed run ends with the very bytes of one that was never stopped."""
+    words = ["train", "--method", "rul", "--data", str(folder), "--epochs", "3", "--batch-size", "20", "--device", "cpu"]
+    main([*words, "--out", str(tmp_path / "whole")])
+    command = [sys.executable, "-c", "from cucn_nb.cli import main; main()", *words, "--out", str(tmp_path / "stopped")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "stopped" / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) < 3
+    main(["train", "--resume", str(tmp_path / "stopped")])
+    whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert whole == resumed

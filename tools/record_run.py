@@ -1,0 +1,40 @@
+"""Keep a judged run as a record: results/NAME.json (settings, versions, history, numbers) and results/NAME.csv (every image's answer).
+
+    python tools/record_run.py RUN NAME        for example: runs/demo faces/cucn-seed0
+
+The record holds no path of the machine and no image; a row of the csv names an image by its source, for FER2013 the row of the official csv.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def record(run: Path) -> dict:
+    """Collect what made a run and what came out of it."""
+    config, environment, evaluation = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("config", "environment", "evaluation"))
+    config.pop("source")  # a path of this machine
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return {**config, "environment": environment, "history": history, "evaluation": evaluation}
+
+
+def main() -> None:
+    """Write the two files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name", help="path under results/ without an ending")
+    arguments = parser.parse_args()
+    out = RESULTS / arguments.name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record(arguments.run), indent=1)
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\s+", " ", row[0]), text)  # a list of numbers on one line
+    out.with_suffix(".json").write_text(text + "\n", "utf-8")
+    out.with_suffix(".csv").write_bytes((arguments.run / "predictions.csv").read_bytes())
+    print(f"wrote results/{arguments.name}.json and .csv")
+
+
+if __name__ == "__main__":
+    main()
