@@ -163,7 +163,7 @@ def load_trunk(trunk: Trunk, weights: str | Path, depth: int) -> None:
     trunk.load_state_dict(state, strict=False)
     trunk.weights_origin = f"{origin}, {len(wanted)} of {len(wanted)} tensors"
 
-# %% ../nbs/12_backbone.ipynb #a8d98aa1
+# %% ../nbs/12_backbone.ipynb #e663ab73
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """Read a file of weights without unpickling anything but tensors.
 
@@ -181,7 +181,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors raise a dozen kinds, all of them mean the same to the reader
-        reason = str(error).strip().splitlines()[0][:120]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise ValueError(f"{path} cannot be read as weights: it must hold tensors only ({reason})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()) or not state:

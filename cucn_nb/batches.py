@@ -33,26 +33,27 @@ def random_stream(seed: int, purpose: str, epoch: int = 0, step: int = 0) -> Gen
     name = f"{seed}/{purpose}/{epoch}/{step}".encode()
     return Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7], "little"))
 
-# %% ../nbs/31_batches.ipynb #fcea6acc
-def cut_into_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+# %% ../nbs/31_batches.ipynb #9e28f435
+def cut_into_batches(order: Tensor, batch_size: int, smallest: int = 2) -> list[Tensor]:
     """Cut an order of images into batches.
 
     Args:
         order: indices, int64 `[N]`.
-        batch_size: images a batch, at least 2.
+        batch_size: images a batch, at least `smallest`.
+        smallest: images that the last batch must have to stand alone: two for each process.
     Returns:
-        Index tensors; all have `batch_size` entries but the last, which has 2 to `batch_size + 1`.
+        Index tensors; all have `batch_size` entries but the last, which has `smallest` to `batch_size + smallest - 1`.
     Raises:
-        ValueError: the batch size is below 2, or there are fewer than two images.
+        ValueError: the batch size or the number of images is below `smallest`.
     """
-    if batch_size < 2 or len(order) < 2:
-        raise ValueError(f"{len(order)} images in batches of {batch_size}: training needs at least two images, and batches of two")
+    if batch_size < smallest or len(order) < smallest:
+        raise ValueError(f"{len(order)} images in batches of {batch_size}: training needs at least {smallest} images, and batches of {smallest}")
     batches = list(order.split(batch_size))
-    if len(batches[-1]) == 1:
+    if len(batches[-1]) < smallest:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
-# %% ../nbs/31_batches.ipynb #a1daf8ca
+# %% ../nbs/31_batches.ipynb #d434ad78
 class Batch(NamedTuple):
     """One step's images."""
 
@@ -77,17 +78,15 @@ class Batches:
     """
 
     def __init__(self, data: FaceDataset, batch_size: int, seed: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> None:
-        if batch_size < 2 * world:
-            raise ValueError(f"batch_size={batch_size} leaves less than two images for each of {world} processes: raise it")
         images = data.images if isinstance(data.images, Tensor) else torch.from_numpy(np.asarray(data.images))
         self.images, self.labels = images.to(device), data.labels.to(device)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.steps = len(cut_into_batches(torch.arange(len(data)), batch_size))
+        self.steps = len(cut_into_batches(torch.arange(len(data)), batch_size, 2 * world))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Go through the data once in the order of this epoch (from 0)."""
         order = torch.randperm(len(self.labels), generator=random_stream(self.seed, "order", epoch))
-        for step, index in enumerate(cut_into_batches(order, self.batch_size)):
+        for step, index in enumerate(cut_into_batches(order, self.batch_size, 2 * self.world)):
             mine = index[self.rank::self.world]
             there = mine.to(self.images.device)
             yield Batch(step, self.images[there], self.labels[there], mine)

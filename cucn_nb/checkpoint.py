@@ -49,7 +49,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         finally:
             os.close(folder)
 
-# %% ../nbs/32_checkpoint.ipynb #b5a4c6e9
+# %% ../nbs/32_checkpoint.ipynb #0a9a5323
 def save_method(method: Method, path: str | Path, classes: Sequence[str]) -> None:
     """Write a method as safetensors, with all that is needed to build it again in the header.
 
@@ -92,11 +92,14 @@ def load_method(path: str | Path) -> tuple[Method, tuple[str, ...]]:
     settings = json.loads(header["settings"])
     method = create(**{**settings, "weights": None})  # the file brings the weights, no pretrained file is read again
     method.settings = settings
-    method.load_state_dict(tensors)
+    try:
+        method.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged: its tensors are not those of the method that its header names") from error
     method.backbone.weights_origin = header["weights_origin"]
     return method.eval(), tuple(json.loads(header["classes"]))
 
-# %% ../nbs/32_checkpoint.ipynb #2d7981b4
+# %% ../nbs/32_checkpoint.ipynb #02c5281e
 def save_state(state: dict[str, Any], path: str | Path) -> None:
     """Write a run's state atomically: a dictionary of tensors, numbers, strings, lists and dictionaries of these."""
     buffer = io.BytesIO()
@@ -116,8 +119,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: this run has no saved state to go on from")
+        raise ValueError(f"{path} does not exist: no epoch of this run was finished, start it anew in another folder")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zipfile raise a dozen kinds
-        raise ValueError(f"{path} is damaged or no state of a run: {str(error).strip().splitlines()[0][:120]}") from error
+        raise ValueError(f"{path} is damaged or no state of a run: {(str(error).strip() or type(error).__name__).splitlines()[0][:120]}") from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# %% ../nbs/10_class_weights.ipynb #c5a30999
+# %% ../nbs/10_class_weights.ipynb #5d770c8c
 SCHEMES = ("none", "inverse", "inverse_sqrt", "effective")
 _BETA = 0.9999  # Cui et al. (2019) use .9, .99, .999 and .9999; the last suits data sets of over ten thousand images
 
@@ -34,8 +34,8 @@ def class_weights(counts: Tensor | Sequence[int], scheme: str = "inverse") -> Te
         raise ValueError(f"scheme {scheme!r} is unknown: choose one of {', '.join(SCHEMES)}")
     if n.ndim != 1 or len(n) == 0:
         raise ValueError(f"counts has shape {tuple(n.shape)}: give one number per class, [C]")
-    if bool((n < 1).any()):
-        empty = [i for i, x in enumerate(n.tolist()) if x < 1]
+    if not bool((n >= 1).all()):
+        empty = [i for i, x in enumerate(n.tolist()) if not x >= 1]
         raise ValueError(f"counts: class {', '.join(map(str, empty))} has no training image, so it has no weight: add images or drop the class")
     raw = {
         "none": lambda: torch.ones_like(n),

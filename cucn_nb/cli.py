@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['VALIDATION', 'RENDERED', 'Train', 'Evaluate', 'predictions_csv', 'Faces', 'Info', 'main']
 
-# %% ../nbs/53_cli.ipynb #56d4d23d
+# %% ../nbs/53_cli.ipynb #16baaba4
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal
 # %% ../nbs/53_cli.ipynb #3a99c27f
 import tyro
 
-# %% ../nbs/53_cli.ipynb #6b6c5fdb
+# %% ../nbs/53_cli.ipynb #b0930de6
 VALIDATION = 0.1  # share of the training images that is cut off for validation
 
 
@@ -39,7 +40,7 @@ class Train:
     batch_size: int | None = None  # default: the preset's
     image_size: int | None = None  # side in pixels the images are resized to; default: the preset's, or as they are
     seed: int = 0  # decides everything that is random
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bfloat16 where the hardware multiplies in it
     resume: Path | None = None  # go on with this run folder; everything else comes from it
 
@@ -67,7 +68,7 @@ class Train:
         fit(method, train, valid, config, self.out, provenance={"source": source, "validation": {"fraction": VALIDATION, "seed": self.seed}})
         _finish(self.out)
 
-# %% ../nbs/53_cli.ipynb #6d2a8245
+# %% ../nbs/53_cli.ipynb #f0160c8b
 def _read_training(source: str, image_size: int | None, seed: int) -> tuple[Any, Any]:
     """Read the training images and cut validation off."""
     from cucn_nb import datasets, protocols
@@ -75,25 +76,39 @@ def _read_training(source: str, image_size: int | None, seed: int) -> tuple[Any,
     return protocols.stratified_split(datasets.read(source, "train", image_size), VALIDATION, seed)
 
 
+def _source(record: dict[str, Any]) -> str:
+    """Say where a run's data came from."""
+    if "source" not in record:
+        raise ValueError("this run does not say where its data came from, it was not made by `cucn train`: give the data with --data")
+    return record["source"]
+
+
+def _same_training(record: dict[str, Any]) -> tuple[Any, Any]:
+    """Read a run's training and validation images again, and make sure that they are the same."""
+    parts = _read_training(_source(record), record["method"]["image_size"], record["validation"]["seed"])
+    for data in parts:
+        known = record["data"][data.split]["fingerprint"]
+        if data.fingerprint() != known:
+            raise ValueError(f"{record['source']} has changed since the run began: fingerprint of {data.split} {known}, now {data.fingerprint()}")
+    return parts
+
+
 def _resume(folder: Path) -> None:
     """Go on with a run, all settings from its folder."""
     import torch
 
     from cucn_nb import methods
-    from cucn_nb.training import fit, load_run
+    from cucn_nb.checkpoint import load_state
+    from cucn_nb.training import fit, load_run, read_record
 
-    run = load_run(folder)
-    train, valid = _read_training(run.record["source"], run.config.image_size, run.record["validation"]["seed"])
-    for data in (train, valid):
-        known = run.record["data"][data.split]["fingerprint"]
-        if data.fingerprint() != known:
-            raise ValueError(f"{run.record['source']} has changed since the run began: fingerprint of {data.split} {known}, now {data.fingerprint()}")
-    if len(run.history) >= run.config.epochs:
-        raise ValueError(f"{folder} is finished: all {run.config.epochs} epochs are done, nothing is left to resume")
-    torch.manual_seed(run.config.seed)
-    method = methods.create(**{**run.method.settings, "weights": None})
-    method.settings, method.backbone.weights_origin = run.method.settings, run.method.backbone.weights_origin
-    fit(method, train, valid, run.config, folder, resume=True)
+    record, config = read_record(folder)
+    if load_state(folder / "state.pt")["epoch"] >= config.epochs and len(load_run(folder).history) >= config.epochs:
+        raise ValueError(f"{folder} is finished: all {config.epochs} epochs are done, nothing is left to resume")
+    train, valid = _same_training(record)
+    torch.manual_seed(config.seed)
+    method = methods.create(**{**record["method"], "weights": None})
+    method.settings, method.backbone.weights_origin = record["method"], record["weights"]
+    fit(method, train, valid, config, folder, resume=True)
     _finish(folder)
 
 
@@ -117,7 +132,9 @@ def _save_figure(axes: Any, path: Path, line: str) -> None:
 
 
 def _finish(folder: Path) -> None:
-    """Draw the training curves and say what comes next."""
+    """Draw the training curves and say what comes next; the first of several processes does it for all."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     from cucn_nb import plots
     from cucn_nb.training import load_run
 
@@ -125,20 +142,19 @@ def _finish(folder: Path) -> None:
     _save_figure(plots.training_curves(run.history), folder / "training.png", _footnote(run, run.record["data"]["valid"]))
     print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder}")
 
-# %% ../nbs/53_cli.ipynb #b1e92686
+# %% ../nbs/53_cli.ipynb #da7e7cf3
 RENDERED = "these are rendered faces: a controlled laboratory, no evidence about real faces"
 
 
 def _footnote(run: Any, data: dict[str, Any]) -> str:
-    """Say in one line what a number or figure is about."""
-    from cucn_nb import __version__
+    """Say in a line what a number or figure is about."""
     from cucn_nb.training import environment
 
     facts = environment()
     line = (f"data {data['name']}/{data['split']} ({data['count']} images, fingerprint {data['fingerprint']}), {run.method.settings['name']}, "
             f"seed {run.config.seed}, weights {run.method.backbone.weights_origin}, "
-            f"cucn_nb {__version__}, torch {facts['torch']}, torchvision {facts['torchvision']}")
-    return f"{line}\n{RENDERED}" if data["name"] == "faces" else line
+            f"cucn_nb {facts['cucn_nb']}, torch {facts['torch']}, torchvision {facts['torchvision']}")
+    return f"{line}; {RENDERED}" if data["name"] == "faces" else line
 
 
 @dataclass(frozen=True)
@@ -158,11 +174,12 @@ class Evaluate:
         from cucn_nb.training import load_run
 
         run = load_run(self.run)
-        source, size = self.data or run.record["source"], run.method.settings["image_size"]
+        source, size = self.data or _source(run.record), run.method.settings["image_size"]
         if self.split == "test" or self.data is not None:
             data = datasets.read(source, self.split, size)
         else:
-            data = _read_training(source, size, run.record["validation"]["seed"])[self.split == "valid"]
+            data = _same_training(run.record)[self.split == "valid"]
+        suffix = "" if self.split == "test" and self.data is None else f"-{data.name}-{self.split}"  # the run's own test keeps its names
         if data.classes != run.classes:
             raise ValueError(f"{source} has the classes {', '.join(data.classes)}, the run {', '.join(run.classes)}: they must be the same")
         report = evaluate(run.method.to(_device(run.config.device)), data)
@@ -172,13 +189,13 @@ class Evaluate:
         line = _footnote(run, {**summary, "name": data.name})
         print(report)
         print(line)
-        write_atomic(self.run / "evaluation.json", text)
-        write_atomic(self.run / "predictions.csv", predictions_csv(report))
+        write_atomic(self.run / f"evaluation{suffix}.json", text)
+        write_atomic(self.run / f"predictions{suffix}.csv", predictions_csv(report))
         title = f"{summary['method']} on {data.name}/{data.split}"
-        _save_figure(plots.confusion_matrix(report, title=title), self.run / "confusion.png", line)
+        _save_figure(plots.confusion_matrix(report, title=title), self.run / f"confusion{suffix}.png", line)
         if self.json is not None:
             write_atomic(self.json, text)
-        print(f"wrote {self.run}/evaluation.json, predictions.csv and confusion.png")
+        print(f"wrote evaluation{suffix}.json, predictions{suffix}.csv and confusion{suffix}.png in {self.run}")
 
 
 def _device(wanted: str) -> str:

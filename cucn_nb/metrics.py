@@ -18,7 +18,7 @@ from torch import Tensor
 from .datasets import FaceDataset, as_pieces
 from .methods.base import Method
 
-# %% ../nbs/33_metrics.ipynb #4198b808
+# %% ../nbs/33_metrics.ipynb #721ea718
 @dataclass(frozen=True)
 class Report:
     """What a method did on a data set; everything else is computed from the per-image answers."""
@@ -49,7 +49,7 @@ class Report:
     @property
     def overall(self) -> float:
         """Share of all images that were named right."""
-        return float(self.confusion.diagonal().sum() / self.confusion.sum())
+        return int(self.confusion.diagonal().sum()) / int(self.confusion.sum())
 
     @property
     def mean(self) -> float:

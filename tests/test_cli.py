@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cucn_nb import faces
 from cucn_nb.cli import main
@@ -127,8 +127,8 @@ def test_finished_run_is_not_resumed(capsys, run):
 def test_evaluation_agrees_with_its_predictions(run, tmp_path):
     main(["evaluate", str(run), "--split", "valid", "--json", str(tmp_path / "numbers.json")])
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    rows = list(csv.DictReader((run / "predictions.csv").open()))
-    assert numbers == json.loads((run / "evaluation.json").read_text())
+    rows = list(csv.DictReader((run / "predictions-faces-valid.csv").open()))
+    assert numbers == json.loads((run / "evaluation-faces-valid.json").read_text())
     for name, value in numbers["recall"].items():
         mine = [row["prediction"] == name for row in rows if row["label"] == name]
         assert abs(sum(mine) / len(mine) - value) < 1e-9
@@ -136,18 +136,47 @@ def test_evaluation_agrees_with_its_predictions(run, tmp_path):
 
 
 def test_interrupted_and_resumed_run_equals_the_whole(folder, tmp_path):
-    """Ctrl-C in the second epoch, exit code 130; the resumed run ends with the very bytes of one that was never stopped."""
+    """Ctrl-C in the second epoch, exit code 130; the resumed run ends with the very parameters of one that was never stopped."""
     words = ["train", "--method", "rul", "--data", str(folder), "--epochs", "3", "--batch-size", "20", "--device", "cpu"]
     main([*words, "--out", str(tmp_path / "whole")])
     command = [sys.executable, "-c", "from cucn_nb.cli import main; main()", *words, "--out", str(tmp_path / "stopped")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "stopped" / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    try:
+        while not (tmp_path / "stopped" / "model.safetensors").exists() and process.poll() is None:  # the first epoch's last file
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) < 3
     main(["train", "--resume", str(tmp_path / "stopped")])
-    whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
-    assert whole == resumed
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "stopped")]
+    assert [json.loads(line)["loss"] for line in lines[0]] == [json.loads(line)["loss"] for line in lines[1]]
+
+
+def test_killed_between_two_files_is_brought_up_to_date(run, folder, tmp_path):
+    """The state is the truth: when the process died right after writing it, the other files are written again."""
+    words = ["train", "--method", "cross_entropy", "--data", str(folder), "--epochs", "2", "--batch-size", "40", "--device", "cpu"]
+    main([*words, "--out", str(tmp_path / "run")])
+    expected = {name: tensor.clone() for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items()}  # the file is mapped
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines[0] + "\n")
+    shutil.copy(run / "model.safetensors", tmp_path / "run" / "model.safetensors")
+    main(["train", "--resume", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() == lines
+    mended = load_file(tmp_path / "run" / "model.safetensors")
+    assert expected.keys() == mended.keys() and all(torch.equal(expected[name], mended[name]) for name in expected)
+
+
+def test_run_made_in_python_needs_its_data_named(capsys, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    record = json.loads((copy / "config.json").read_text())
+    record.pop("source")
+    (copy / "config.json").write_text(json.dumps(record))
+    assert "--data" in complaint(capsys, "evaluate", copy)
+    (copy / "config.json").write_text("{}")
+    assert "config.json" in complaint(capsys, "evaluate", copy)

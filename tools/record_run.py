@@ -16,7 +16,11 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 def record(run: Path) -> dict:
     """Collect what made a run and what came out of it."""
     config, environment, evaluation = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("config", "environment", "evaluation"))
-    config.pop("source")  # a path of this machine
+    config.pop("source", None)  # a path of this machine, like that of pretrained weights
+    if config["method"]["weights"]:
+        config["method"]["weights"] = Path(config["method"]["weights"]).name
+    if evaluation["split"] != "test":
+        raise SystemExit(f"{run}/evaluation.json judges {evaluation['split']}: only results on test are recorded")
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     return {**config, "environment": environment, "history": history, "evaluation": evaluation}
 

@@ -53,7 +53,7 @@ def weights_from_counts(scheme: str, counts: Tensor | Sequence[int] | None, num_
         raise ValueError(f"counts has {len(weights)} entries for {num_classes} classes: they must agree")
     return weights
 
-# %% ../../nbs/29_registry.ipynb #1d382fab
+# %% ../../nbs/29_registry.ipynb #07b50044
 def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | None = None, image_size: int = 224, depth: int = 18,
            stem: str = "imagenet", weights: str | Path | None = None, **options: Any) -> Method:
     """Make a method by name.
@@ -74,6 +74,8 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
     """
     if name not in _METHODS:
         raise ValueError(f"method {name!r} is unknown: choose one of {', '.join(names())}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: a method needs at least two classes to tell apart")
     kind = _METHODS[name]
     if foreign := sorted(options.keys() - kind.options.keys()):
         raise ValueError(f"{name} has no option {', '.join(foreign)}: it takes {', '.join(kind.options) or 'none'}")
