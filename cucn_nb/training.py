@@ -225,7 +225,8 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
     if out and not resume and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another folder, or resume the run in it")
     accelerator = _make_accelerator(config)
-    torch.manual_seed(int(torch.randint(2**62, (), generator=random_stream(config.seed, f"dropout/{accelerator.process_index}"))))
+    rank = f"/{accelerator.process_index}" if accelerator.process_index else ""
+    torch.manual_seed(int(torch.randint(2**62, (), generator=random_stream(config.seed, "dropout" + rank))))
     batches = Batches(train, config.batch_size, config.seed, accelerator.device, accelerator.process_index, accelerator.num_processes)
     method.to(accelerator.device).to(memory_format=torch.channels_last)
     optimiser, scheduler = _make_optimiser(method, config, batches.steps)
