@@ -53,11 +53,11 @@ class AttentiveBottleneck(Bottleneck):
         branch = self.bn3(self.conv3(branch))
         return self.relu(shortcut + self.cbam(branch))
 
-# %% ../nbs/12_backbone.ipynb #bd8a3a00
+# %% ../nbs/12_backbone.ipynb #57072327
 class PatchConv2d(nn.Conv2d):
     """A 3x3 convolution with padding 1 and without bias that computes small maps on a CPU as one matrix product."""
 
-    LARGEST = 9  # cells of the output map up to which the product was measured to be faster
+    LARGEST = 16  # cells of the output map up to which the product was measured to be faster
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: `[B, K, H, W]` -> `[B, K', ceil(H / stride), ceil(W / stride)]`."""

@@ -20,29 +20,35 @@ from typing import Annotated, Any, Literal
 # %% ../nbs/53_cli.ipynb #3a99c27f
 import tyro
 
-# %% ../nbs/53_cli.ipynb #b0930de6
+# %% ../nbs/53_cli.ipynb #8bf3c1f4
 VALIDATION = 0.1  # share of the training images that is cut off for validation
+
+
+def _optional(metavar: str) -> Any:
+    """Show a flag that may be left out by its value's name alone; the words beside it say what happens without it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a method on a folder of faces and write a run folder: settings, metrics, weights, and the state to go on from."""
 
-    out: Path | None = None  # folder for the run; must be new or empty
+    out: Annotated[Path | None, _optional("FOLDER")] = None  # folder for the run; must be new or empty
     method: Literal["cucn", "rul", "cross_entropy"] = "cucn"  # what to train
     data: str = "faces"  # "faces" (rendered, embedded), a folder of class folders, or FER2013's folder or csv
     preset: Literal["scratch", "paper", "raf-db"] = "scratch"  # random weights and few epochs; as the paper prints; RUL's for RAF-DB
-    weight_scheme: Literal["none", "inverse", "inverse_sqrt", "effective"] | None = None  # default: inverse for cucn, else none
-    weights: str | None = None  # start from "imagenet" (downloads) or from a file; default: random weights
+    # weights of the classes in the loss: none, inverse, inverse_sqrt or effective; default: inverse for cucn, else none
+    weight_scheme: Annotated[Literal["none", "inverse", "inverse_sqrt", "effective"] | None, _optional("SCHEME")] = None
+    weights: Annotated[str | None, _optional("imagenet|FILE")] = None  # start from "imagenet" (downloads) or from a file; default: random weights
     depth: Literal[18, 34, 50] = 18  # layers of the ResNet
-    stem: Literal["imagenet", "small"] | None = None  # default: small for images under 64 pixels
-    epochs: int | None = None  # default: the preset's
-    batch_size: int | None = None  # default: the preset's
-    image_size: int | None = None  # side in pixels the images are resized to; default: the preset's, or as they are
+    stem: Annotated[Literal["imagenet", "small"] | None, _optional("{imagenet,small}")] = None  # default: small for images under 64 pixels
+    epochs: Annotated[int | None, _optional("INT")] = None  # default: the preset's
+    batch_size: Annotated[int | None, _optional("INT")] = None  # default: the preset's
+    image_size: Annotated[int | None, _optional("INT")] = None  # side in pixels the images are resized to; default: the preset's, or as they are
     seed: int = 0  # decides everything that is random
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bfloat16 where the hardware multiplies in it
-    resume: Path | None = None  # go on with this run folder; everything else comes from it
+    resume: Annotated[Path | None, _optional("RUN")] = None  # go on with this run folder; everything else comes from it
 
     def __call__(self) -> None:
         """Run the command."""
@@ -142,7 +148,7 @@ def _finish(folder: Path) -> None:
     _save_figure(plots.training_curves(run.history), folder / "training.png", _footnote(run, run.record["data"]["valid"]))
     print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder}")
 
-# %% ../nbs/53_cli.ipynb #da7e7cf3
+# %% ../nbs/53_cli.ipynb #1ba024a6
 RENDERED = "these are rendered faces: a controlled laboratory, no evidence about real faces"
 
 
@@ -162,9 +168,9 @@ class Evaluate:
     """Judge a run on the test images: recall per class, mean, worst, overall, calibration; writes evaluation.json into the run."""
 
     run: Annotated[Path, tyro.conf.Positional]  # run folder that `cucn train` has written
-    data: str | None = None  # another data set to judge on; default: the one it was trained on
+    data: Annotated[str | None, _optional("DATA")] = None  # another data set to judge on; default: the one it was trained on
     split: Literal["train", "valid", "test"] = "test"  # train and valid are cut as they were for training
-    json: Path | None = None  # write the numbers to this file too
+    json: Annotated[Path | None, _optional("FILE")] = None  # write the numbers to this file too
 
     def __call__(self) -> None:
         """Run the command."""

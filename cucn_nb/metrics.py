@@ -82,7 +82,7 @@ class Report:
                 f"overall {100 * self.overall:.1f} %, ECE {self.ece:.3f}")
         return "\n".join([f"{'class':>10} {'images':>6}     recall", *rows, tail])
 
-# %% ../nbs/33_metrics.ipynb #575ff37d
+# %% ../nbs/33_metrics.ipynb #5fbc5300
 @torch.no_grad()
 def evaluate(method: Method, data: FaceDataset, batch_size: int = 256) -> Report:
     """Judge a method on a data set, in evaluation mode and float32; its mode is left as it was.
@@ -104,11 +104,13 @@ def evaluate(method: Method, data: FaceDataset, batch_size: int = 256) -> Report
     device, was_training = method.mean.device, method.training
     method.eval()
     logits, uncertainty = [], []
-    for piece in as_pieces(data.images, batch_size):
-        images = (piece.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-        answer, doubt = method.logits_and_uncertainty(images)
-        logits.append(answer.float().cpu())
-        uncertainty.append(doubt.float().cpu())
-    method.train(was_training)
+    try:
+        for piece in as_pieces(data.images, batch_size):
+            images = (piece.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+            answer, doubt = method.logits_and_uncertainty(images)
+            logits.append(answer.float().cpu())
+            uncertainty.append(doubt.float().cpu())
+    finally:
+        method.train(was_training)
     facts = {"data": data.name, "split": data.split, "fingerprint": data.fingerprint(), "weights": method.backbone.weights_origin}
     return Report(torch.cat(logits).softmax(1), torch.cat(uncertainty), data.labels, data.classes, tuple(data.sources), facts)
