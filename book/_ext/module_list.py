@@ -1,7 +1,9 @@
 """Puts the reference of every exported module into the page book/api, in the order of the notebooks' numbers."""
 
+import dataclasses
 import re
 import sys
+import typing
 from pathlib import Path
 
 PAGE = "book/api"
@@ -25,6 +27,12 @@ def write_modules(app, docname, source):
             source[0] += f"\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
 
 
+def plain_types(app, what, name, obj, options, signature, returns):
+    """Show the commands' fields by their types alone, without what their annotations tell the command line."""
+    if what == "class" and dataclasses.is_dataclass(obj):
+        obj.__annotations__ = typing.get_type_hints(obj)
+
+
 def outdated(app, environment, added, changed, removed):
     return [PAGE]
 
@@ -32,5 +40,6 @@ def outdated(app, environment, added, changed, removed):
 def setup(app):
     sys.path.insert(0, str(app.srcdir))  # the modules of this checkout, installed or not
     app.connect("source-read", write_modules)
+    app.connect("autodoc-process-signature", plain_types, priority=400)  # before Sphinx reads them at 500
     app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True}
