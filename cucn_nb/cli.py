@@ -148,7 +148,7 @@ def _finish(folder: Path) -> None:
     _save_figure(plots.training_curves(run.history), folder / "training.png", _footnote(run, run.record["data"]["valid"]))
     print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder}")
 
-# %% ../nbs/53_cli.ipynb #1ba024a6
+# %% ../nbs/53_cli.ipynb #ed011ee7
 RENDERED = "these are rendered faces: a controlled laboratory, no evidence about real faces"
 
 
@@ -176,7 +176,7 @@ class Evaluate:
         """Run the command."""
         from cucn_nb import datasets, plots
         from cucn_nb.checkpoint import write_atomic
-        from cucn_nb.metrics import evaluate
+        from cucn_nb.metrics import evaluate, judge, uncertainty_table
         from cucn_nb.training import load_run
 
         run = load_run(self.run)
@@ -189,11 +189,12 @@ class Evaluate:
         if data.classes != run.classes:
             raise ValueError(f"{source} has the classes {', '.join(data.classes)}, the run {', '.join(run.classes)}: they must be the same")
         report = evaluate(run.method.to(_device(run.config.device)), data)
-        summary = {**report.summary(), "method": run.method.settings["name"], "epochs": len(run.history), "seed": run.config.seed,
+        summary = {**judge(report), "method": run.method.settings["name"], "epochs": len(run.history), "seed": run.config.seed,
                    "notes": list(data.notes)}
         text = json.dumps(summary, indent=1) + "\n"
         line = _footnote(run, {**summary, "name": data.name})
         print(report)
+        print(uncertainty_table(summary))
         print(line)
         write_atomic(self.run / f"evaluation{suffix}.json", text)
         write_atomic(self.run / f"predictions{suffix}.csv", predictions_csv(report))
