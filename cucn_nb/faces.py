@@ -9,9 +9,9 @@ __all__ = ['SHOWN', 'PARTS', 'TONES', 'HAIR', 'EYES', 'STYLES', 'FAMILIES', 'DET
            'as_expression', 'as_blend', 'blend', 'face_units', 'Scene', 'draw_scene', 'rotation', 'hair_height',
            'vertex_normals', 'body', 'Mesh', 'build_mesh', 'rasterise', 'paint', 'shade', 'render', 'confusion',
            'vote_probabilities', 'simulate_votes', 'majority', 'quotas', 'FaceSet', 'make_set', 'save_mosaic', 'load',
-           'write_folders']
+           'write_folders', 'write_raf_db', 'make_raf_db']
 
-# %% ../nbs/01_faces.ipynb #6af5dc61
+# %% ../nbs/01_faces.ipynb #159ffba1
 import csv
 import hashlib
 import math
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .expressions import Expression, parse
+from .expressions import RAF_DB, Expression, parse
 
 # %% ../nbs/01_faces.ipynb #ab9ce017
 SHOWN: tuple[Expression, ...] = tuple(Expression)[:7]
@@ -959,7 +959,25 @@ def load(split: str) -> FaceSet:
     labels, votes, who = (values.pop(name).astype(np.int64) for name in ("labels", "votes", "identity"))
     return FaceSet(images, labels, values.pop("blend"), votes, who, values, split)
 
-# %% ../nbs/01_faces.ipynb #365913be
+# %% ../nbs/01_faces.ipynb #1dce1ce6
+def _refuse_used(folder: Path) -> None:
+    # only a folder that is new or empty is written to
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FaceError(f"{folder} is not empty: name a new folder")
+
+
+def _write_table(path: Path, files: Sequence[Sequence[str]], sets: Sequence[FaceSet]) -> None:
+    # a csv with all that is known of each face, `files` naming the images of each set
+    names = [e.label for e in SHOWN]
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "label", "identity", *(f"votes_{n}" for n in names), *(f"blend_{n}" for n in names), *sets[0].attributes])
+        for faces, own in zip(sets, files, strict=True):
+            for k, name in enumerate(own):
+                rest = [values[k] if values.dtype.kind == "U" else round(float(values[k]), 4) for values in faces.attributes.values()]
+                table.writerow([name, names[faces.labels[k]], faces.identity[k], *faces.votes[k], *faces.blend[k].round(4).tolist(), *rest])
+
+# %% ../nbs/01_faces.ipynb #08fbc4ca
 def write_folders(faces: FaceSet, folder: str | Path) -> None:
     """Write faces as FOLDER/split/class/index.png with a table FOLDER/split/faces.csv.
 
@@ -970,19 +988,63 @@ def write_folders(faces: FaceSet, folder: str | Path) -> None:
         FaceError: FOLDER/split holds something already.
     """
     target = Path(folder) / faces.split
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FaceError(f"{target} is not empty: name a new folder")
+    _refuse_used(target)
     for expression in SHOWN:
         (target / expression.label).mkdir(parents=True, exist_ok=True)
-    with (target / "faces.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        names = [e.label for e in SHOWN]
-        table.writerow(["file", "label", "identity", *(f"votes_{n}" for n in names), *(f"blend_{n}" for n in names), *faces.attributes])
-        for k, label in enumerate(faces.labels.tolist()):
-            name = f"{SHOWN[label].label}/{k:05d}.png"
-            Image.fromarray(faces.images[k]).save(target / name)
-            rest = [values[k] if values.dtype.kind == "U" else round(float(values[k]), 4) for values in faces.attributes.values()]
-            table.writerow([name, names[label], faces.identity[k], *faces.votes[k], *faces.blend[k].round(4).tolist(), *rest])
+    files = [f"{SHOWN[label].label}/{k:05d}.png" for k, label in enumerate(faces.labels.tolist())]
+    for name, image in zip(files, faces.images, strict=True):
+        Image.fromarray(image).save(target / name)
+    _write_table(target / "faces.csv", [files], [faces])
+
+# %% ../nbs/01_faces.ipynb #8fe2af5d
+def write_raf_db(train: FaceSet, test: FaceSet, folder: str | Path) -> None:
+    """Write faces in the layout of RAF-DB basic, with a table FOLDER/faces.csv beside it.
+
+    Args:
+        train: its images become train_00001, train_00002, ...
+        test: its images become test_0001, test_0002, ...
+        folder: where; must not exist or be empty. Images are JPEG of quality 95, which loses a little.
+    Raises:
+        FaceError: the sets are not of the splits "train" and "test", or the folder holds something already.
+    Source: the layout of RAF-DB (Li, Deng and Du, CVPR 2017).
+    """
+    if (train.split, test.split) != SPLITS:
+        raise FaceError(f"the sets are of the splits {train.split!r} and {test.split!r}: give 'train' and 'test'")
+    target, number = Path(folder), {expression: label for label, expression in RAF_DB.items()}
+    _refuse_used(target)
+    for place in ("EmoLabel", "Image/aligned"):
+        (target / place).mkdir(parents=True)
+    lines, files = [], []
+    for faces, digits in ((train, 5), (test, 4)):
+        names = [f"{faces.split}_{k:0{digits}d}" for k in range(1, len(faces) + 1)]
+        files.append([f"Image/aligned/{name}_aligned.jpg" for name in names])
+        for file, image in zip(files[-1], faces.images, strict=True):
+            Image.fromarray(image).save(target / file, quality=95, subsampling=0)
+        lines += [f"{name}.jpg {number[SHOWN[label]]}\n" for name, label in zip(names, faces.labels.tolist(), strict=True)]
+    _write_table(target / "faces.csv", files, [train, test])
+    (target / "EmoLabel" / "list_patition_label.txt").write_text("".join(lines))
+
+# %% ../nbs/01_faces.ipynb #fc26ff69
+def make_raf_db(folder: str | Path, count: int, seed: int, size: int = 64) -> tuple[FaceSet, FaceSet]:
+    """Render faces and write them in the layout of RAF-DB basic.
+
+    Args:
+        folder: where; must not exist or be empty.
+        count: images in both splits together, at least 14; one in five, at least 7, is for the test.
+        seed: the same seed gives the same faces.
+        size: side of the images, pixels.
+    Returns:
+        The training and the test set as rendered, before JPEG.
+    Raises:
+        FaceError: fewer than 14 images, a negative seed, a size under 16, or a folder that holds something already.
+    """
+    if count < 14:
+        raise FaceError(f"count {count} is too small: give at least 14, seven for training and seven for the test")
+    _refuse_used(Path(folder))  # before the work, not after it
+    test_count = max(7, round(count * 3068 / 15339))
+    train, test = make_set(count - test_count, seed, "train", size), make_set(test_count, seed, "test", size)
+    write_raf_db(train, test, folder)
+    return train, test
 
 # %% ../nbs/01_faces.ipynb #927662c0
 FINGERPRINTS = {

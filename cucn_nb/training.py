@@ -165,7 +165,7 @@ class Run:
     classes: tuple[str, ...]  # names in label order
     record: dict[str, Any]  # what config.json holds: method, training, data
 
-# %% ../nbs/34_training.ipynb #8fc71228
+# %% ../nbs/34_training.ipynb #73b2b2b7
 def _write_run(out: Path, method: Method, classes: tuple[str, ...], history: list[dict[str, Any]],
                state: dict[str, Any] | None) -> None:
     """Bring a run folder up to date; the state goes first: a resumed run trusts it alone and writes the other files again."""
@@ -176,9 +176,9 @@ def _write_run(out: Path, method: Method, classes: tuple[str, ...], history: lis
 
 
 def _describe(data: FaceDataset) -> dict[str, Any]:
-    """Say which data it is: name, split, size, counts, fingerprint, what was left out."""
-    return {"name": data.name, "split": data.split, "count": len(data), "image_size": data.image_size, "classes": list(data.classes),
-            "counts": data.counts.tolist(), "fingerprint": data.fingerprint(), "notes": list(data.notes)}
+    """Say which data it is: name, split, size, channels, counts, fingerprint, what was left out."""
+    return {"name": data.name, "split": data.split, "count": len(data), "image_size": data.image_size, "channels": data.images.shape[1],
+            "classes": list(data.classes), "counts": data.counts.tolist(), "fingerprint": data.fingerprint(), "notes": list(data.notes)}
 
 # %% ../nbs/34_training.ipynb #5ed5fc70
 def _train_epoch(step: nn.Module, batches: Batches, optimiser: Any, scheduler: Any, accelerator: Any, config: TrainConfig,

@@ -1,4 +1,6 @@
-"""Bad data, one clear line each: the container, folders, FER2013's csv, and the validation split."""
+"""Bad data, one clear line each: the container, folders, RAF-DB, FER2013's csv, and the validation split; what a survey says of each."""
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +10,21 @@ import torch
 from PIL import Image
 
 from cucn_nb import faces
-from cucn_nb.datasets import DataError, FaceDataset, read, read_fer2013, read_folder, resize
-from cucn_nb.expressions import FER2013, Expression
+from cucn_nb.datasets import (
+    PUBLISHED,
+    DataError,
+    FaceDataset,
+    layout,
+    read,
+    read_fer2013,
+    read_folder,
+    read_image,
+    read_raf_db,
+    resize,
+    survey,
+    verdict,
+)
+from cucn_nb.expressions import FER2013, RAF_DB, Expression
 from cucn_nb.protocols import stratified_split, valid_indices
 
 draw = np.random.default_rng(0)
@@ -211,6 +226,246 @@ def test_split_that_does_not_exist(album: Path) -> None:
     with pytest.raises(DataError) as error:
         read_folder(album, "dev")
     one_line(error, "no dev split", "train, valid, test")
+
+
+# One photo
+
+KINDS = ["L.png", "1.png", "LA.png", "RGB.png", "RGBA.png", "P.png", "CMYK.jpg", "YCbCr.jpg", "RGB.webp", "RGBA.webp",
+         "RGB.bmp", "P.gif", "CMYK.tiff", "PA.tiff"]
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # the camera's note -> what it asks for
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_photo_of_every_kind_and_turn(tmp_path: Path, kind: str) -> None:
+    """What Pillow shows as RGB, upright; the folder reader gives the same pixels."""
+    mode, suffix = kind.split(".")
+    photo = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).convert(mode)
+    path = tmp_path / "d" / "sad" / f"a.{suffix}"
+    path.parent.mkdir(parents=True)
+    photo.save(path)
+    with Image.open(path) as plain:
+        shown = np.asarray((plain.convert("RGBA") if mode in ("P", "PA") else plain).convert("RGB"))
+    exif = Image.Exif()
+    for turn in [1] if suffix in ("bmp", "gif") else UPRIGHT:  # those two have no note
+        exif[0x0112] = turn
+        photo.save(path, exif=exif)
+        pixels = read_image(path)
+        assert pixels.dtype == np.uint8 and np.array_equal(pixels, UPRIGHT[turn](shown)), turn
+        assert np.array_equal(read_folder(tmp_path / "d").images[0].permute(1, 2, 0).expand(-1, -1, 3), pixels), turn
+
+
+def test_photo_keeps_its_shape(tmp_path: Path) -> None:
+    assert read_image(str(picture(tmp_path / "a.png", (30, 20), "RGB"))).shape == (20, 30, 3)
+
+
+def test_transparency_is_dropped_without_a_warning(tmp_path: Path) -> None:
+    colours = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).quantize(16)
+    colours.save(tmp_path / "palette.png", transparency=bytes(range(16)))
+    clear = colours.convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("palette.png", "clear.png"):
+            assert np.array_equal(read_image(tmp_path / name), colours.convert("RGB"))
+
+
+def test_photo_faults(tmp_path: Path) -> None:
+    picture(tmp_path / "cut.jpg", (64, 64), "RGB").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    (tmp_path / "text.png").write_text("a face")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(np.ones((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tiff")
+    for name, words in {"cut.jpg": "damaged", "text.png": "not an image", "empty.png": "not an image", "deep.png": "I;16", "float.tiff": "mode F",
+                        "gone.png": "no such image file", "": "a folder"}.items():
+        with pytest.raises(DataError) as error:
+            read_image(tmp_path / name)
+        one_line(error, str(tmp_path / name), words)
+
+
+# RAF-DB
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> tuple[Path, faces.FaceSet, faces.FaceSet]:
+    path = tmp_path_factory.mktemp("rendered") / "raf"
+    return path, *faces.make_raf_db(path, count=40, seed=5, size=16)
+
+
+@pytest.fixture
+def raf(tmp_path: Path) -> Path:
+    """Seven training images (one a label), three test images."""
+    root = tmp_path / "raf"
+    lines = [f"train_{k:05}.jpg {k}" for k in range(1, 8)] + [f"test_{k:04}.jpg {k}" for k in range(1, 4)]
+    for line in lines:
+        picture(root / "Image" / "aligned" / line.split()[0].replace(".", "_aligned."), mode="RGB", quality=95)
+    (root / "EmoLabel").mkdir()
+    (root / "EmoLabel" / "list_patition_label.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_rendered_faces_come_back(rendered: tuple[Path, faces.FaceSet, faces.FaceSet]) -> None:
+    path, *sets = rendered
+    assert [len(made) for made in sets] == [32, 8]
+    for made in sets:
+        data = read(path, made.split)
+        assert data.labels.tolist() == made.labels.tolist() and data.name == "raf-db" and data.notes == ("faces.csv not read",)
+        assert np.array_equal(data.images.permute(0, 2, 3, 1), [np.asarray(Image.open(path / source)) for source in data.sources])
+        assert np.abs(data.images.permute(0, 2, 3, 1).numpy().astype(int) - made.images).mean() < 6
+    with pytest.raises(faces.FaceError, match="not empty"):
+        faces.make_raf_db(path, count=40, seed=5, size=16)
+
+
+def test_raf_labels_and_sources(raf: Path) -> None:
+    train, test = read_raf_db(raf, "train"), read_raf_db(raf, "test", image_size=9)
+    assert train.labels.tolist() == [RAF_DB[k] for k in range(1, 8)] == list(range(7)) and train.counts.tolist() == [1] * 7
+    assert train.classes == test.classes == tuple(e.label for e in Expression)[:7] and test.counts.tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert train.sources[4] == "Image/aligned/train_00005_aligned.jpg" and test.sources[2] == "Image/aligned/test_0003_aligned.jpg"
+    assert test.image_size == 9 and train.notes == () and train.split == "train"
+
+
+def test_raf_order_is_that_of_the_list(raf: Path) -> None:
+    file = raf / "EmoLabel" / "list_patition_label.txt"
+    file.write_text("\ufeff" + "\r\n".join(reversed(file.read_text().splitlines())) + "\r\n\r\n", encoding="utf-8")
+    assert read_raf_db(raf).labels.tolist() == list(range(7))[::-1]
+
+
+def test_raf_what_lies_beside_is_noted(raf: Path) -> None:
+    for place in ("Annotation", "Image/original"):
+        (raf / place).mkdir()
+    (raf / "readme.txt").write_text("x")
+    (raf / "EmoLabel" / "other.txt").write_text("x")
+    (raf / "Image" / "aligned" / ".DS_Store").write_text("x")
+    notes = ("Annotation not read", "readme.txt not read", "EmoLabel/other.txt not read", "Image/original not read")
+    assert read_raf_db(raf).notes == notes and survey(raf).notes[:4] == notes
+
+
+TEXT, ALIGNED = "EmoLabel/list_patition_label.txt", "Image/aligned"
+LIST = f"raf/{TEXT}"
+
+
+def relist(old: str, new: str) -> Callable[[Path], object]:
+    def change(root: Path) -> None:
+        file = root / TEXT
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new, 1))
+    return change
+
+
+RAF_FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "no list": (lambda r: (r / TEXT).unlink(), (LIST, "no such file")),
+    "list spelt right": (lambda r: (r / TEXT).rename(r / "EmoLabel/list.txt"), (LIST, "spelt so")),
+    "no list folder": (lambda r: (remove(r / "EmoLabel"), (r / "EmoLabel").rmdir()), (LIST, "no such file")),
+    "empty list": (lambda r: (r / TEXT).write_text(""), (f"{LIST} line 1", "0 field")),
+    "list of bytes": (lambda r: (r / TEXT).write_bytes(b"\xff\xfe\x00"), (LIST, "cannot be read")),
+    "one field": (relist("train_00003.jpg 3", "train_00003.jpg"), (f"{LIST} line 3", "1 field")),
+    "three fields": (relist("train_00003.jpg 3", "train_00003.jpg 3 3"), (f"{LIST} line 3", "3 field")),
+    "blank line": (relist("train_00003.jpg 3", ""), (f"{LIST} line 3", "0 field")),
+    "label 0": (relist(" 3", " 0"), (f"{LIST} line 3", "labels 0..6: off by one?")),
+    "label 8": (relist(" 3", " 8"), (f"{LIST} line 3", "'8' is outside 1..7")),
+    "label in words": (relist(" 3", " disgust"), (f"{LIST} line 3", "'disgust' is outside 1..7")),
+    "prefix": (relist("test_0001", "val_0001"), (f"{LIST} line 8", "'val_0001.jpg'", "neither")),
+    "path as name": (relist("train_00003.jpg", "../train_00003.jpg"), (f"{LIST} line 3", "neither")),
+    "path in a name": (relist("train_00003.jpg", "train_/../../x.jpg"), (f"{LIST} line 3", "missing")),
+    "twice": (relist("train_00003.jpg", "train_00002.jpg"), (f"{LIST} line 3", "train_00002.jpg is listed twice", "line 2")),
+    "missing": (lambda r: (r / ALIGNED / "test_0002_aligned.jpg").unlink(),
+        (f"{LIST} line 9", "Image/aligned/test_0002_aligned.jpg is missing", "1 of 10")),
+    "no images": (lambda r: (remove(r / ALIGNED), (r / ALIGNED).rmdir()), (f"raf/{ALIGNED}", "no such folder")),
+    "not listed": (lambda r: picture(r / ALIGNED / "train_00008_aligned.jpg"),
+        (f"raf/{ALIGNED}/train_00008_aligned.jpg", "not named in", "1 such")),
+    "folder among images": (lambda r: (r / ALIGNED / "more").mkdir(), (f"raf/{ALIGNED}/more", "not named in")),
+    "damaged": (lambda r: (r / ALIGNED / "train_00003_aligned.jpg").write_bytes(b"\xff\xd8\xff"),
+        (f"raf/{ALIGNED}/train_00003_aligned.jpg", "image")),
+    "other size": (lambda r: picture(r / ALIGNED / "train_00003_aligned.jpg", (20, 20)),
+        (f"raf/{ALIGNED}/train_00003_aligned.jpg", "20x20", "image size")),
+}
+
+
+@pytest.mark.parametrize("fault", RAF_FAULTS)
+def test_raf_faults(raf: Path, fault: str) -> None:
+    spoil, words = RAF_FAULTS[fault]
+    assert len(read_raf_db(raf)) == 7
+    spoil(raf)
+    with pytest.raises(DataError) as error:
+        read(raf)
+    one_line(error, *words)
+
+
+def test_raf_splits(raf: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read(raf, "valid")
+    one_line(error, "no valid split", "cut a validation split from train")
+    for k in range(1, 4):
+        (raf / "Image" / "aligned" / f"test_{k:04}_aligned.jpg").unlink()
+        relist(f"test_{k:04}.jpg {k}", "")(raf)
+    assert len(read(raf)) == 7
+    with pytest.raises(DataError, match="no test image in EmoLabel"):
+        read(raf, "test")
+    assert survey(raf).verdict == "a subset by its counts: 7 of 12,271 train images and 0 of 3,068 test images"
+
+
+# What a source is, and whether it is all there
+
+def test_layout(album: Path, raf: Path, fer: Path, tmp_path: Path) -> None:
+    found = [layout(source)[0] for source in ("faces", album, raf, fer, fer / "fer2013.csv")]
+    assert found == ["faces", "class folders", "raf-db", "fer2013", "fer2013"]
+    (tmp_path / "faces" / "happy").mkdir(parents=True)
+    assert layout(tmp_path / "faces")[0] == "class folders" and "happy" in layout(tmp_path / "faces")[1]
+    (fer / "EmoLabel").mkdir()
+    refused = {fer: ("more than one layout", "raf-db", "fer2013.csv"), tmp_path / "gone": ("no such file",),
+               tmp_path: ("no known layout", "EmoLabel", "fer2013.csv", "class folders", "holds album, faces")}
+    for source, words in refused.items():
+        with pytest.raises(DataError) as error:
+            layout(source)
+        one_line(error, str(source), *words)
+
+
+def test_survey_of_the_published_counts(tmp_path: Path) -> None:
+    """As many files as RAF-DB has, all links to one image: complete; with twenty more of a class it is not."""
+    image = picture(tmp_path / "one.jpg", (100, 100), "RGB")
+    aligned, lines = tmp_path / "full" / "Image" / "aligned", []
+    aligned.mkdir(parents=True)
+    for split, digits in (("train", 5), ("test", 4)):
+        labels = [label + 1 for label, count in enumerate(PUBLISHED["raf-db"][split]) for _ in range(count)]
+        for k, label in enumerate(labels, 1):
+            lines.append(f"{split}_{k:0{digits}}.jpg {label}")
+            os.link(image, aligned / f"{split}_{k:0{digits}}_aligned.jpg")
+    (tmp_path / "full" / "EmoLabel").mkdir()
+    (tmp_path / "full" / "EmoLabel" / "list_patition_label.txt").write_text("\n".join(lines))
+    full = survey(tmp_path / "full")
+    assert full.verdict == "complete: equals the published counts" and full.sizes == {"100x100 colour": 15339}
+    assert "headers were read" in full.notes[-1] and str(full).splitlines()[9].split() == ["total", "12,271", "12,271", "3,068", "3,068"]
+
+
+def test_verdict_of_other_counts() -> None:
+    published = PUBLISHED["raf-db"]
+    more = published | {"train": (1290, 300, 700, 4772, 1982, 705, 2524)}
+    assert verdict("raf-db", more) == "not the published counts: train fear 300, published 281"
+    assert verdict("raf-db", {"test": published["test"]}) == "a subset by its counts: 0 of 12,271 train images and 3,068 of 3,068 test images"
+    assert verdict("class folders", published) == "no published counts for class folders"
+    assert faces.RAF_DB_COUNTS == PUBLISHED["raf-db"]["train"]
+
+
+def test_survey_of_folders(album: Path) -> None:
+    picture(album / "test" / "happy" / "wide.png", (20, 10), "RGB")
+    (album / "list.csv").write_text("x")
+    found = survey(album)
+    assert found.listed == {"train": (3, 3), "valid": (3, 3), "test": (4, 0)} and found.sizes == {"16x16 grey": 15, "20x10 colour": 1}
+    assert found.notes == ("list.csv not read", "not one square size: give an image size to read it", "headers were read, pixels were not decoded")
+    assert str(found).startswith(f"{album}: class folders, since it holds test, train, val\n") and found.classes == ("happiness", "sadness")
+
+
+def test_survey_of_fer2013(fer: Path) -> None:
+    edit(fer / "fer2013.csv", 1, lambda _: f"0,{numbers(0)},Training")
+    found = survey(fer / "fer2013.csv")
+    assert sum(found.listed["train"]) == 7 and sum(found.given["train"]) == 6 and sum(found.listed["test"]) == 2
+    assert "train: 1 black row(s) left out" in found.notes and "1 PrivateTest row(s) not read" in found.notes
+    assert str(found).splitlines()[1].split() == ["train", "read", "published", "test", "published"]
+    assert found.verdict == "a subset by its counts: 7 of 28,709 train images and 2 of 3,589 test images"
+    (fer / "fer2013.csv").write_text(f"{HEADER}\n0,{numbers()},PrivateTest\n")
+    with pytest.raises(DataError, match="no row of Training or PublicTest"):
+        survey(fer)
 
 
 # FER2013

@@ -1,6 +1,7 @@
 """Keep a judged run as a record: results/NAME.json (settings, versions, history, numbers) and results/NAME.csv (every image's answer).
 
     python tools/record_run.py RUN NAME        for example: runs/demo faces/cucn-seed0
+    python tools/record_run.py RUN NAME --split valid        what `cucn evaluate RUN --split valid` has judged, for questions that need noisy labels
 
 The record holds no path of the machine and no image; a row of the csv names an image by its source, for FER2013 the row of the official csv.
 """
@@ -13,14 +14,13 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
-def record(run: Path) -> dict:
+def record(run: Path, ending: str) -> dict:
     """Collect what made a run and what came out of it."""
-    config, environment, evaluation = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("config", "environment", "evaluation"))
+    names = ("config", "environment", f"evaluation{ending}")
+    config, environment, evaluation = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in names)
     config.pop("source", None)  # a path of this machine, like that of pretrained weights
     if config["method"]["weights"]:
         config["method"]["weights"] = Path(config["method"]["weights"]).name
-    if evaluation["split"] != "test":
-        raise SystemExit(f"{run}/evaluation.json judges {evaluation['split']}: only results on test are recorded")
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     return {**config, "environment": environment, "history": history, "evaluation": evaluation}
 
@@ -30,13 +30,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("name", help="path under results/ without an ending")
+    parser.add_argument("--split", choices=("test", "valid"), default="test")
     arguments = parser.parse_args()
+    name = json.loads((arguments.run / "config.json").read_text("utf-8"))["data"]["train"]["name"]
+    ending = "" if arguments.split == "test" else f"-{name}-{arguments.split}"
     out = RESULTS / arguments.name
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record(arguments.run), indent=1)
+    text = json.dumps(record(arguments.run, ending), indent=1)
     text = re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\s+", " ", row[0]), text)  # a list of numbers on one line
     out.with_suffix(".json").write_text(text + "\n", "utf-8")
-    out.with_suffix(".csv").write_bytes((arguments.run / "predictions.csv").read_bytes())
+    out.with_suffix(".csv").write_bytes((arguments.run / f"predictions{ending}.csv").read_bytes())
     print(f"wrote results/{arguments.name}.json and .csv")
 
 
