@@ -1,4 +1,4 @@
-# make demo    train and judge CUCN on the embedded faces        make test    every check
+# make demo    CUCN on the embedded faces, with a report page     make test    every check
 # make book    the book, in book/_build/html                     make lab     JupyterLab in nbs/
 # make notebooks [NB="12_backbone 14_losses"]    run notebooks in place, clean and export them
 # make export  package and README from the notebooks             make clean   remove what was built
@@ -22,6 +22,7 @@ demo: $(VENV)/.installed
 	rm -rf runs/demo
 	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch
 	$(BIN)/cucn evaluate runs/demo
+	$(BIN)/cucn report runs/demo
 
 test: $(VENV)/.installed
 	$(PY) tools/check.py

@@ -6,8 +6,10 @@
 __all__ = ['VALIDATION', 'Train', 'Evaluate', 'predictions_csv', 'Report', 'Compare', 'Predict', 'Explain', 'Data', 'Faces',
            'Info', 'main']
 
-# %% ../nbs/53_cli.ipynb #16baaba4
+# %% ../nbs/53_cli.ipynb #aa307dda
+import atexit
 import csv
+import gc
 import io
 import json
 import os
@@ -397,7 +399,7 @@ class Info:
         assets = sorted(p.name for p in files("cucn_nb").joinpath("assets").iterdir() if p.name.endswith(".md"))
         print(f"{'licence':>14}  code Apache-2.0; faces rendered from CC0 assets: {', '.join(assets)} in the package's folder assets")
 
-# %% ../nbs/53_cli.ipynb #3be53456
+# %% ../nbs/53_cli.ipynb #ea742e33
 def main(arguments: list[str] | None = None) -> None:
     """Run the command `cucn`.
 
@@ -406,6 +408,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         SystemExit: 2 with one line on stderr for bad input, 130 when interrupted, 1 when training cannot go on.
     """
+    atexit.register(gc.freeze)  # at the end of a command nothing is worth collecting: that saves a second
     kinds: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "report": Report, "compare": Compare, "explain": Explain,
                                             "predict": Predict, "data": Data, "faces": Faces, "info": Info}
     command = tyro.extras.subcommand_cli_from_dict(

