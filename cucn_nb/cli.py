@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'Train', 'Evaluate', 'predictions_csv', 'Report', 'Compare', 'Predict', 'Explain', 'Data', 'Faces',
-           'Info', 'main']
+           'Info', 'main', 'command']
 
-# %% ../nbs/53_cli.ipynb #aa307dda
-import atexit
+# %% ../nbs/53_cli.ipynb #16baaba4
 import csv
-import gc
 import io
 import json
 import os
@@ -77,7 +75,7 @@ class Train:
         fit(method, train, valid, config, self.out, provenance={"source": source, "validation": {"fraction": VALIDATION, "seed": self.seed}})
         _finish(self.out)
 
-# %% ../nbs/53_cli.ipynb #55e5fb59
+# %% ../nbs/53_cli.ipynb #585b1c2e
 def _read_training(source: str, image_size: int | None, seed: int) -> tuple[Any, Any]:
     """Read the training images and cut validation off."""
     from cucn_nb import datasets, protocols
@@ -136,7 +134,7 @@ def _save_figure(axes: Any, path: Path, line: str) -> None:
     from cucn_nb import plots
 
     plots.footnote(axes.figure, line)
-    axes.figure.savefig(path, dpi=120)
+    plots.save(axes.figure, path, dpi=120)
     plt.close(axes.figure)
 
 
@@ -154,29 +152,30 @@ def _finish(folder: Path) -> None:
     _save_figure(plots.training_curves(run.history), folder / "training.png", line)
     print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder}")
 
-# %% ../nbs/53_cli.ipynb #002ed454
+# %% ../nbs/53_cli.ipynb #dafe846a
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a run on the test images: recall per class, mean, worst, overall, calibration; writes evaluation.json into the run."""
+    """Judge a run on the test images: recalls, calibration and uncertainty, with intervals; writes evaluation.json into the run."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # run folder that `cucn train` has written
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # run folder that `cucn train` has written
     data: Annotated[str | None, _optional("DATA")] = None  # another data set to judge on; default: the one it was trained on
-    split: Literal["train", "valid", "test"] = "test"  # train and valid are cut as they were for training
+    split: Literal["train", "valid", "test"] = "test"  # of the run's own data, train and valid are cut as they were for training
     json: Annotated[Path | None, _optional("FILE")] = None  # write the numbers to this file too
 
     def __call__(self) -> None:
         """Run the command."""
         from cucn_nb import plots
         from cucn_nb.checkpoint import write_atomic
-        from cucn_nb.metrics import judge, uncertainty_table
+        from cucn_nb.metrics import accuracy_table, judge, uncertainty_table
         from cucn_nb.report import origin
 
+        _writable("--json", self.json)
         run, data, report, suffix = _judged(self.run, self.data, self.split)
         summary = {**judge(report), "method": run.method.settings["name"], "epochs": len(run.history), "seed": run.config.seed,
                    "notes": list(data.notes)}
         text = json.dumps(summary, indent=1) + "\n"
         line = origin(run, data.name, data.split, len(data), summary["fingerprint"])
-        print(report)
+        print(accuracy_table(summary))
         print(uncertainty_table(summary))
         print(line)
         write_atomic(self.run / f"evaluation{suffix}.json", text)
@@ -187,7 +186,15 @@ class Evaluate:
             write_atomic(self.json, text)
         print(f"wrote evaluation{suffix}.json, predictions{suffix}.csv and confusion{suffix}.png in {self.run}")
 
-# %% ../nbs/53_cli.ipynb #0b9a0fe0
+# %% ../nbs/53_cli.ipynb #6a9460f9
+def _writable(flag: str, path: Path | None) -> None:
+    """Make sure before the work that a file can be written there."""
+    if path is not None and path.is_dir():
+        raise ValueError(f"{flag} {path} is a folder: name a file")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"{flag} {path}: there is no folder {path.parent}")
+
+
 def _load(folder: Path) -> Any:
     """Read a run, its method on the device that it was trained on, where there is one."""
     import torch
@@ -206,10 +213,14 @@ def _judged(folder: Path, source: str | None, split: str) -> tuple[Any, Any, Any
 
     run = _load(folder)
     name, size = source or _source(run.record), run.method.settings["image_size"]
-    data = datasets.read(name, split, size) if split == "test" or source is not None else _same_training(run.record)[split == "valid"]
+    try:
+        data = datasets.read(name, split, size) if split == "test" or source is not None else _same_training(run.record)[split == "valid"]
+    except datasets.DataError as error:
+        hint = "; the images set apart from training can be judged with --split valid" if source is None and "no test split" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
     if data.classes != run.classes:
         raise ValueError(f"{name} has the classes {', '.join(data.classes)}, the run {', '.join(run.classes)}: they must be the same")
-    suffix = "" if split == "test" and source is None else f"-{data.name}-{data.split}"
+    suffix = "" if split == "test" and source is None else f"-{data.name}-{data.split}" + ("" if source is None else f"-{data.fingerprint()[:8]}")
     return run, data, evaluate(run.method, data), suffix
 
 
@@ -230,14 +241,14 @@ def predictions_csv(report: Any) -> str:
         writer.writerow([source, report.classes[label], report.classes[answer], f"{doubt:.6g}", *(f"{p:.6g}" for p in probabilities)])
     return text.getvalue()
 
-# %% ../nbs/53_cli.ipynb #cdcf6f1c
+# %% ../nbs/53_cli.ipynb #06abd9e9
 @dataclass(frozen=True)
 class Report:
     """Write a run as one HTML page that opens offline: result, mistakes, uncertainty, maps, curves, data, settings, honest notes."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # run folder that `cucn train` has written
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # run folder that `cucn train` has written
     data: Annotated[str | None, _optional("DATA")] = None  # another data set to judge on; default: the one it was trained on
-    split: Literal["train", "valid", "test"] = "test"  # train and valid are cut as they were for training
+    split: Literal["train", "valid", "test"] = "test"  # of the run's own data, train and valid are cut as they were for training
     faces: bool = True  # show faces; --no-faces for data that may be used but not shown
     out: Annotated[Path | None, _optional("FILE")] = None  # the page; default: report.html in the run folder
 
@@ -245,30 +256,33 @@ class Report:
         """Run the command."""
         from cucn_nb.report import write_report
 
+        _writable("--out", self.out)
         run, data, report, suffix = _judged(self.run, self.data, self.split)
         page = write_report(self.run, run, report, data, self.out or self.run / f"report{suffix}.html", self.faces)
         print(f"wrote {page}; open it in a browser, it needs no network")
 
-# %% ../nbs/53_cli.ipynb #3b559023
+# %% ../nbs/53_cli.ipynb #7f4006a2
 @dataclass(frozen=True)
 class Compare:
     """Set runs side by side: the settings that differ, then the numbers with their intervals."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # two or more run folders, each judged by `cucn evaluate`
+    # run folders, each judged by `cucn evaluate`
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN...", help_behavior_hint="")]
+    split: Literal["train", "valid", "test"] = "test"  # the part of their own data that they were judged on
 
     def __call__(self) -> None:
         """Run the command."""
         from cucn_nb.report import compare
 
-        print(compare(self.runs))
+        print(compare(self.runs, self.split))
 
-# %% ../nbs/53_cli.ipynb #54442998
+# %% ../nbs/53_cli.ipynb #457994d8
 @dataclass(frozen=True)
 class Predict:
     """Name the expression of every face in some images, with its probability and the network's uncertainty."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # run folder that `cucn train` has written
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]  # image files
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # run folder that `cucn train` has written
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...", help_behavior_hint="")]  # image files
     cropped: bool = False  # each image is a face already: look for none
     margin: float = 0.1  # how much wider than the box of a face the crop is on each side, as a share; as the training faces were cut
     json: bool = False  # one JSON object a face and line instead of a table, with all probabilities and the box
@@ -280,13 +294,18 @@ class Predict:
         from cucn_nb.predict import predict, table
 
         run = _load(self.run)
-        grey = run.record["data"]["train"]["channels"] == 1
+        grey = run.record["data"]["train"].get("channels") == 1
         found = predict(run.method, run.classes, _some(self.images), not self.cropped, self.margin, grey)
         if self.json:
             for prediction in found:
                 print(json.dumps(asdict(prediction)), flush=True)
         else:
-            print(table(list(found)))
+            done = []
+            try:
+                for prediction in found:
+                    done.append(prediction)
+            finally:  # a file that cannot be read ends the command: what was said before it is not lost
+                print(table(done))
             print("uncertainty: larger = less certain; it orders the faces of one run and has no unit")
             if run.record["data"]["train"]["name"] == "faces":
                 print("this run was trained on rendered faces: what it says about photographs is no evidence about the people in them")
@@ -298,13 +317,13 @@ def _some(images: tuple[Path, ...]) -> tuple[Path, ...]:
         raise ValueError("no image is named: give one or more image files")
     return images
 
-# %% ../nbs/53_cli.ipynb #2022aa0e
+# %% ../nbs/53_cli.ipynb #4e07c9fb
 @dataclass(frozen=True)
 class Explain:
     """Show where a network looked: for each face Grad-CAM of the answer, of a class of your choice, and CBAM's spatial gate."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # run folder that `cucn train` has written
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]  # image files
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # run folder that `cucn train` has written
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...", help_behavior_hint="")]  # image files
     out: Path  # folder for the pictures, one for each image with a face
     label: Annotated[str | None, _optional("CLASS")] = None  # explain this class beside the answer, such as the true one
     cropped: bool = False  # each image is a face already: look for none
@@ -322,30 +341,46 @@ class Explain:
         label = None if self.label is None else parse(self.label).label
         if label is not None and label not in run.classes:
             raise ValueError(f"--label {self.label} is no class of this run: {', '.join(run.classes)}")
-        names = [path.stem for path in _some(self.images)]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two images are called {twice[0]}, so one picture would overwrite the other: call the command for each folder")
-        self.out.mkdir(parents=True, exist_ok=True)
+        targets = _targets(self.images, self.out)
         finder = None if self.cropped else predict.FaceFinder()
-        grey = run.record["data"]["train"]["channels"] == 1
-        for path in self.images:
+        grey, side = run.record["data"]["train"].get("channels") == 1, max(160, run.method.settings["image_size"])
+        for path, target in targets.items():
             image = datasets.read_image(path)
-            boxes = [predict.Face(0, 0, image.shape[1], image.shape[0], 1.0)] if finder is None else finder(image)
-            if not boxes:
+            if finder is None:
+                cuts = [predict.whole(image, side, grey)]
+            else:
+                cuts = [predict.crop(image, face, side, self.margin, grey) for face in finder(image)]
+            if not cuts:
                 print(f"{path}: no face found, no picture")
                 continue
-            side = max(160, run.method.settings["image_size"])
-            crops = torch.stack([predict.crop(image, box, side, 0.0 if finder is None else self.margin, grey) for box in boxes])
-            labels = None if label is None else torch.full((len(crops),), run.classes.index(label))
-            _save_figure(panel(run.method, run.classes, crops, labels), self.out / f"{path.stem}.png", f"{path.name}, {run.method.settings['name']}")
-            print(f"wrote {self.out / path.stem}.png, {len(boxes)} {'face' if len(boxes) == 1 else 'faces'}")
+            labels = None if label is None else torch.full((len(cuts),), run.classes.index(label))
+            figure = panel(run.method, run.classes, torch.stack(cuts), labels)
+            _save_figure(figure, target, f"{path.name}, {run.method.settings['name']}")
+            print(f"wrote {target}, {len(cuts)} {'face' if len(cuts) == 1 else 'faces'}")
 
-# %% ../nbs/53_cli.ipynb #13bc8538
+# %% ../nbs/53_cli.ipynb #9880f81e
+def _targets(images: tuple[Path, ...], folder: Path) -> dict[Path, Path]:
+    """Name the picture of each image, and make their folder; no image and no other picture may be overwritten."""
+    targets = {path: folder / f"{path.stem}-explained.png" for path in _some(images)}
+    seen: dict[Path, Path] = {}
+    for path, target in targets.items():
+        if target in seen:
+            raise ValueError(f"{seen[target]} and {path} would have the same picture {target}: call the command for each folder")
+        if target.resolve() in {image.resolve() for image in images}:
+            raise ValueError(f"the picture of {path} would overwrite the image {target}: choose another folder with --out")
+        seen[target] = path
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return targets
+
+# %% ../nbs/53_cli.ipynb #73185c4e
 @dataclass(frozen=True)
 class Data:
     """Say what lies in a folder or file: its layout, counts per class and split, and whether they are the published ones."""
 
-    path: Annotated[str, tyro.conf.Positional]  # a folder of class folders or in RAF-DB's layout, FER2013's folder or csv, or "faces"
+    # a folder of class folders or in RAF-DB's layout, FER2013's folder or csv, or "faces"
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
 
     def __call__(self) -> None:
         """Run the command."""
@@ -399,7 +434,7 @@ class Info:
         assets = sorted(p.name for p in files("cucn_nb").joinpath("assets").iterdir() if p.name.endswith(".md"))
         print(f"{'licence':>14}  code Apache-2.0; faces rendered from CC0 assets: {', '.join(assets)} in the package's folder assets")
 
-# %% ../nbs/53_cli.ipynb #ea742e33
+# %% ../nbs/53_cli.ipynb #48a4d539
 def main(arguments: list[str] | None = None) -> None:
     """Run the command `cucn`.
 
@@ -408,7 +443,6 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         SystemExit: 2 with one line on stderr for bad input, 130 when interrupted, 1 when training cannot go on.
     """
-    atexit.register(gc.freeze)  # at the end of a command nothing is worth collecting: that saves a second
     kinds: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "report": Report, "compare": Compare, "explain": Explain,
                                             "predict": Predict, "data": Data, "faces": Faces, "info": Info}
     command = tyro.extras.subcommand_cli_from_dict(
@@ -420,10 +454,23 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"cucn: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("cucn: interrupted; a run goes on after its last finished epoch with: cucn train --resume RUN", file=sys.stderr)
+        hint = "; the run goes on after its last finished epoch with: cucn train --resume RUN" if isinstance(command, Train) else ""
+        print(f"cucn: interrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError as error:
         if type(error).__name__ != "TrainingError":
             raise
         print(f"cucn: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+# %% ../nbs/53_cli.ipynb #97b5cb30
+def command() -> None:
+    """Run the command `cucn` from the shell: `main`, then leave at once with its exit code."""
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))

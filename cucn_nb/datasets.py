@@ -275,8 +275,8 @@ def _files(folder: Path, root: Path) -> list[Path]:
         raise DataError(f"{_where(folder, root)}: the class folder is empty; add images or remove it")
     return files
 
-# %% ../nbs/02_datasets.ipynb #fdd60adb
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error, Image.DecompressionBombError)
+# %% ../nbs/02_datasets.ipynb #bf7b693b
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 
 @contextmanager
@@ -287,7 +287,9 @@ def _naming(where: str) -> Iterator[None]:
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{where}: not an image in a format that can be read; move it away") from None
+        raise DataError(f"{where}: not an image in a format that can be read") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{where}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, too many to be decoded safely; reduce it") from None
     except _DAMAGE as error:
         raise DataError(f"{where}: the image is damaged ({str(error) or type(error).__name__}); replace or remove it") from None
 

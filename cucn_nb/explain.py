@@ -173,15 +173,20 @@ def _check_faces(method: Method, classes: Sequence[str], images: Tensor, labels:
     if bool(((labels < 0) | (labels >= method.num_classes)).any()):
         raise ValueError(f"labels {labels.tolist()} are not all in 0..{method.num_classes - 1}")
 
-# %% ../nbs/41_explain.ipynb #ce676aa5
+# %% ../nbs/41_explain.ipynb #85b51a21
 _Column = tuple[list[np.ndarray], list[str]]
 
 
+def _title(heat: Tensor, what: str) -> str:
+    """Name a map of Grad-CAM; one without any heat says that it has none."""
+    return f"Grad-CAM, {what}" if bool(heat.any()) else f"nothing for the {what}"
+
+
 def _gate_column(method: Method, images: Tensor, seen: Tensor) -> _Column:
-    """The spatial gate over each image, stretched to its own range, which the titles name."""
+    """The spatial gate over each image, stretched to its own range, which the titles name; a range under 0.05 stays pale, it is next to nothing."""
     gate = spatial_attention(method, seen)
     low, high = gate.amin((1, 2)), gate.amax((1, 2))
-    stretched = (gate - low[:, None, None]) / (high - low).clamp(min=1e-7)[:, None, None]
+    stretched = (gate - low[:, None, None]) / (high - low).clamp(min=0.05)[:, None, None]
     titles = [f"CBAM's spatial gate\n{a:.2f} to {b:.2f}" for a, b in zip(low, high, strict=True)]
     return [overlay(x, g) for x, g in zip(images, stretched, strict=True)], titles
 
@@ -192,10 +197,10 @@ def _truth_column(method: Method, classes: Sequence[str], images: Tensor, seen: 
     for image, heat, share, label in zip(images, grad_cam(method, seen, labels), shares, labels.tolist(), strict=True):
         right = int(share.argmax()) == label
         pictures.append(np.full((*image.shape[1:], 3), 255, np.uint8) if right else overlay(image, heat))
-        titles.append("Grad-CAM, truth\n= answer" if right else f"Grad-CAM, truth\n{classes[label]} {share[label]:.0%}")
+        titles.append("Grad-CAM, truth\n= answer" if right else f"{_title(heat, 'truth')}\n{classes[label]} {share[label]:.0%}")
     return pictures, titles
 
-# %% ../nbs/41_explain.ipynb #59718576
+# %% ../nbs/41_explain.ipynb #b0b35181
 def panel(method: Method, classes: Sequence[str], images: Tensor, labels: Tensor | None = None) -> Figure:
     """Lay the explanations of some faces side by side, a row for each; the method is left exactly as it was found.
 
@@ -218,9 +223,10 @@ def panel(method: Method, classes: Sequence[str], images: Tensor, labels: Tensor
     shares = logits.float().softmax(1).cpu()
     answers = shares.argmax(1)
     truth = ["face"] * len(images) if labels is None else [f"truth: {classes[c]}" for c in labels.tolist()]
+    heats = grad_cam(method, seen, answers)
     columns = [([*images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()], truth),
-               ([overlay(x, h) for x, h in zip(images, grad_cam(method, seen, answers), strict=True)],
-                [f"Grad-CAM, answer\n{classes[c]} {p[c]:.0%}" for c, p in zip(answers.tolist(), shares, strict=True)])]
+               ([overlay(x, h) for x, h in zip(images, heats, strict=True)],
+                [f"{_title(h, 'answer')}\n{classes[c]} {p[c]:.0%}" for h, c, p in zip(heats, answers.tolist(), shares, strict=True)])]
     if labels is not None:
         columns.append(_truth_column(method, classes, images, seen, shares, labels))
     if _last_cbam(method) is not None:
@@ -229,5 +235,5 @@ def panel(method: Method, classes: Sequence[str], images: Tensor, labels: Tensor
     figure = face_grid(np.stack([picture for picture, _ in rows]).transpose(0, 3, 1, 2), [title for _, title in rows], columns=len(columns))
     figure.set_size_inches(1.6 * len(columns), 2.1 * len(images))
     for axis, value in zip(figure.axes[:: len(columns)], uncertainty.tolist(), strict=True):
-        axis.text(0.5, -0.05, f"uncertainty {value:.2g}", transform=axis.transAxes, ha="center", va="top", fontsize=8)
+        axis.text(0.5, -0.05, f"uncertainty {value:.4g}", transform=axis.transAxes, ha="center", va="top", fontsize=8)
     return figure

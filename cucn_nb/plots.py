@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['OKABE_ITO', 'CLASS_COLOURS', 'Kind', 'confusion_matrix', 'confusion_pair', 'class_lines', 'risk_coverage',
            'calibration', 'class_weights', 'mixing_share', 'training_curves', 'face_grid', 'pick', 'gallery',
-           'footnote']
+           'footnote', 'save']
 
-# %% ../nbs/40_plots.ipynb #84ff2156
+# %% ../nbs/40_plots.ipynb #9436a97a
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
 
-# %% ../nbs/40_plots.ipynb #1672806b
+# %% ../nbs/40_plots.ipynb #04dfafc1
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -22,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
 from torch import Tensor
 
 # %% ../nbs/40_plots.ipynb #8f27991c
@@ -322,7 +325,7 @@ def mixing_share(log_sigma: Tensor, partner: Tensor, ax: Axes | None = None) -> 
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
-# %% ../nbs/40_plots.ipynb #c40ba4e4
+# %% ../nbs/40_plots.ipynb #03137bb6
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw loss, headline numbers and the recall of each class over the epochs.
 
@@ -345,7 +348,8 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         axes[2].plot(epochs, [100 * v["recall"][name] for v in valid], color=colour, marker=_MARKERS[k % len(_MARKERS)], markersize=4, label=name)
     for axis, title in zip(axes, ("loss, training images", "validation images (%)", "recall by class, validation (%)"), strict=True):
         axis.set(xlabel="epoch", title=title)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis in axes[1:]:
         axis.set_ylim(-3, 103)
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -467,3 +471,17 @@ def footnote(figure: Figure, text: str) -> Text:
     figure.set_figheight(height)
     figure.set_layout_engine("constrained", rect=(0, room / height, 1, 1 - room / height))
     return figure.text(0.01, 0.4 * size / 72 / height, "\n".join(wrapped), fontsize=size, color="0.35", va="bottom", linespacing=1.3)
+
+# %% ../nbs/40_plots.ipynb #b503d908
+def save(figure: Figure, file: str | Path | IO[bytes], dpi: int = 100) -> None:
+    """Write a figure as PNG with a palette of 256 colours.
+
+    Args:
+        figure: what to write; it stays open.
+        file: a path or an open binary file.
+        dpi: pixels an inch.
+    """
+    stored = io.BytesIO()
+    figure.savefig(stored, format="png", dpi=dpi)
+    image = Image.open(stored).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(file, format="png", optimize=True)

@@ -19,16 +19,16 @@ import torch
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-# %% ../nbs/51_report.ipynb #28b0d663
+# %% ../nbs/51_report.ipynb #00cc5eb0
 from . import plots
 from .checkpoint import write_atomic
 from .class_weights import class_weights
 from .datasets import FaceDataset
 from .explain import panel
-from .metrics import Report, judge, judge_uncertainty
+from .metrics import Report, judge, judge_uncertainty, paired_bootstrap
 from .training import Run, environment, read_record
 
-# %% ../nbs/51_report.ipynb #4efb58dd
+# %% ../nbs/51_report.ipynb #1f61729f
 RENDERED = "these are rendered faces: a controlled laboratory, no evidence about real faces"
 
 
@@ -46,19 +46,20 @@ def origin(run: Run, name: str, split: str, count: int, fingerprint: str) -> str
     """
     facts = environment()
     line = (f"data {name}/{split} ({count} images, fingerprint {fingerprint}), {run.method.settings['name']}, "
-            f"seed {run.config.seed}, weights {run.method.backbone.weights_origin}, "
+            f"seed {run.config.seed}, weights {run.method.backbone.weights_origin}, judged with "
             f"cucn_nb {facts['cucn_nb']}, torch {facts['torch']}, torchvision {facts['torchvision']}")
     return f"{line}; {RENDERED}" if name == "faces" else line
 
-# %% ../nbs/51_report.ipynb #60375a73
+# %% ../nbs/51_report.ipynb #9708870d
 FEW = 50  # judged images of a class below which its recall is called uncertain
 
 
-def _notes(run: Run, report: Report, judged: Mapping[str, Any], free: Mapping[str, Any]) -> list[str]:
-    """Say what a reader of the numbers has to know; `free` holds the answers of 1 - largest probability."""
+def _notes(run: Run, report: Report, judged: Mapping[str, Any]) -> list[str]:
+    """Say what a reader of the numbers has to know."""
     name, split = judged["data"], judged["split"]
     notes = [f"T{RENDERED[1:]}."] if name == "faces" else []
-    notes.append(f"One training, seed {run.config.seed}, {len(run.history)} epochs from {run.method.backbone.weights_origin} weights; "
+    length = f"{len(run.history)} {'epoch' if len(run.history) == 1 else 'epochs'}"
+    notes.append(f"One training, seed {run.config.seed}, {length} from {run.method.backbone.weights_origin} weights; "
                  "the last epoch is judged, nothing was selected. Another seed gives other numbers.")
     if split != "test":
         notes.append(f"These are {'training' if split == 'train' else 'validation'} images. The test split alone says what happens on new faces.")
@@ -75,13 +76,18 @@ def _notes(run: Run, report: Report, judged: Mapping[str, Any], free: Mapping[st
     if abs(gap) > 0.05:
         notes.append(f"Its probabilities are {'over' if gap > 0 else 'under'}confident: the largest one is {judged['overall'] + gap:.2f} on average, "
                      f"and {judged['overall']:.2f} of the answers are right.")
-    own, other = judged["uncertainty"]["auroc_wrong"], free["auroc_wrong"]
-    if own is not None and other - own > 0.01:
-        notes.append(f"The method's own uncertainty finds wrong answers less well (AUROC {own:.3f}) than one minus the largest probability "
-                     f"of the same network ({other:.3f}), which costs nothing.")
     return notes
 
-# %% ../nbs/51_report.ipynb #0bfb1ce3
+
+def _note_on_uncertainty(report: Report, free: Report) -> list[str]:
+    """Say whether the method's own uncertainty finds wrong answers worse or better than one minus the largest probability, where that is settled."""
+    low, high = paired_bootstrap(report, free).get("auroc_wrong", (0.0, 0.0))
+    if low <= 0 <= high:
+        return []
+    return [f"The method's own uncertainty finds wrong answers {'less well' if high < 0 else 'better'} than one minus the largest probability of the "
+            f"same network, which costs nothing: AUROC {low:+.3f} to {high:+.3f} against it, paired over the judged images."]
+
+# %% ../nbs/51_report.ipynb #069def14
 def _embed(figure: Figure | SubFigure, caption: str, alt: str, faces: bool = False) -> dict[str, str]:
     """Turn a figure into an address that holds it, and close it; faces become JPEG."""
     import matplotlib.pyplot as plt
@@ -89,7 +95,10 @@ def _embed(figure: Figure | SubFigure, caption: str, alt: str, faces: bool = Fal
     stream = io.BytesIO()
     kind = "jpeg" if faces else "png"
     assert isinstance(figure, Figure)  # axes of this module's plots are never in a figure's part
-    figure.savefig(stream, format=kind, dpi=100, pil_kwargs={"quality": 85} if faces else {"optimize": True})
+    if faces:
+        figure.savefig(stream, format="jpeg", dpi=80, pil_kwargs={"quality": 80})
+    else:
+        plots.save(figure, stream)
     plt.close(figure)
     return {"uri": f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", "caption": caption, "alt": alt}
 
@@ -117,23 +126,23 @@ def _drawings(run: Run, report: Report) -> dict[str, dict[str, str]]:
         drawn["weights"] = _embed(plots.class_weights(counts, weights, classes).figure, weights_caption, "class weights over class counts")
     return drawn
 
-# %% ../nbs/51_report.ipynb #d1a001b4
+# %% ../nbs/51_report.ipynb #6402bc5e
 def _galleries(run: Run, report: Report, images: Tensor) -> dict[str, dict[str, str]]:
     """Draw the figures that show faces; `images` uint8 `[N, 1 or 3, H, H]` in the report's order."""
     drawn = {"certain": _embed(plots.gallery(report, images, "certain"), "The faces of which it is most certain: truth → answer, "
                                "and the probability of the answer.", "faces of which the network is most certain", faces=True),
              "uncertain": _embed(plots.gallery(report, images, "uncertain"), "The faces of which it is least certain.",
                                  "faces of which the network is least certain", faces=True)}
-    if len(mistakes := plots.pick(report, "confidently wrong", 14)):
+    if bool((report.probabilities.argmax(1) != report.labels).any()):
+        worst = plots.pick(report, "confidently wrong", 4)
         drawn["wrong"] = _embed(plots.gallery(report, images, "confidently wrong"), "Wrong answers with the largest probability.",
                                 "faces that were named wrongly with confidence", faces=True)
-        worst = mistakes[:4]
         drawn["panel"] = _embed(panel(run.method, report.classes, images[worst], report.labels[worst]),
                                 "The most confident mistakes: Grad-CAM of the answer and of the truth; where the method has CBAM, its spatial gate. "
                                 "Each map is scaled to its own range.", "faces under maps of heat", faces=True)
     return drawn
 
-# %% ../nbs/51_report.ipynb #0d5a7404
+# %% ../nbs/51_report.ipynb #bf40d890
 _QUESTIONS = {
     "auroc_wrong": "finds wrong answers (AUROC)",
     "risk_coverage_area": "errors among what it is most certain of (risk-coverage area)",
@@ -157,8 +166,9 @@ def _question_rows(judged: Mapping[str, Any], free: Mapping[str, Any]) -> list[d
 def _settings(record: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sort the settings of a run under headings."""
     training = {**record["training"], "computed in": record["precision"], "processes": record["processes"]}
+    data = {"source": Path(record["source"]).name} if "source" in record else {}  # the name alone: a page travels, a path of this machine need not
     return {"method": {**record["method"], "weights": record["weights"]}, "training": training,
-            "data": {k: record[k] for k in ("source", "validation") if k in record}, "machine": dict(environment)}
+            "data": data | {k: record[k] for k in ("validation",) if k in record}, "machine": dict(environment)}
 
 # %% ../nbs/51_report.ipynb #b5fab493
 def _tables(run: Run, report: Report, data: FaceDataset) -> dict[str, Any]:
@@ -173,7 +183,7 @@ def _tables(run: Run, report: Report, data: FaceDataset) -> dict[str, Any]:
             "parts": trained + [judged] * all(fingerprint != part["fingerprint"] for part in trained),
             "data_notes": [*dict.fromkeys([*train["notes"], *data.notes])]}
 
-# %% ../nbs/51_report.ipynb #98a2ccf0
+# %% ../nbs/51_report.ipynb #befdd329
 def write_report(folder: str | Path, run: Run, report: Report, data: FaceDataset, path: str | Path | None = None, faces: bool = True) -> Path:
     """Write a run as one HTML page that needs nothing else.
 
@@ -199,7 +209,8 @@ def write_report(folder: str | Path, run: Run, report: Report, data: FaceDataset
     figures = _drawings(run, report) | (_galleries(run, report, torch.as_tensor(data.images)) if faces else {})
     template = Environment(loader=PackageLoader("cucn_nb", "assets"), autoescape=True, undefined=StrictUndefined).get_template("report.html")
     page = template.render(
-        judged=judged, notes=_notes(run, report, judged, asked), questions=_question_rows(judged, asked), figures=figures,
+        judged=judged, notes=_notes(run, report, judged) + _note_on_uncertainty(report, free), questions=_question_rows(judged, asked),
+        figures=figures,
         own=not torch.allclose(free.uncertainty, report.uncertainty, atol=1e-5), settings=_settings(run.record, machine),
         **_tables(run, report, data))
     path = Path(folder) / "report.html" if path is None else Path(path)
@@ -222,32 +233,37 @@ def _columns(heads: Sequence[str], rows: Mapping[str, Sequence[str]], first: str
     lines = [(first, heads), *rows.items()]
     return [f"{name:<{names}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) for name, cells in lines]
 
-# %% ../nbs/51_report.ipynb #12efd289
-def compare(folders: Sequence[str | Path]) -> str:
+# %% ../nbs/51_report.ipynb #f9d1de28
+def compare(folders: Sequence[str | Path], split: str = "test") -> str:
     """Set runs side by side: the settings that differ, then the numbers with their 95 % intervals.
 
     Args:
         folders: at least two run folders, each judged by `cucn evaluate`.
+        split: the part of their own data that they were judged on.
     Returns:
         Two tables as text, and what has to be known to read them.
     Raises:
-        ValueError: there are fewer than two, one is no run or has not been judged, or it is damaged.
+        ValueError: there are fewer than two, one is no run, has not been judged, was trained on since, or is damaged.
     """
     if len(folders) < 2:
         raise ValueError("give at least two runs to compare")
     settings, numbers = [], []
     for folder in map(Path, folders):
         record, _ = read_record(folder)
-        if not (folder / "evaluation.json").is_file():
-            raise ValueError(f"{folder} has not been judged: run `cucn evaluate {folder}` first")
+        path = folder / ("evaluation.json" if split == "test" else f"evaluation-{record['data']['train']['name']}-{split}.json")
+        again = f"`cucn evaluate {folder}{'' if split == 'test' else f' --split {split}'}`"
+        if not path.is_file():
+            raise ValueError(f"{folder} has no {path.name}: run {again} first")
         try:
-            numbers.append(json.loads((folder / "evaluation.json").read_text("utf-8")))
+            numbers.append(json.loads(path.read_text("utf-8")))
+            done, judged = len((folder / "metrics.jsonl").read_text("utf-8").splitlines()), numbers[-1]["epochs"]
             machine = json.loads((folder / "environment.json").read_text("utf-8"))
             settings.append(_flat(_settings(record, machine) | {"data": record["data"]["train"]}))
             _cell(numbers[-1], "mean")
         except (KeyError, OSError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder}: evaluation.json or environment.json is missing or damaged ({error}): "
-                             f"run `cucn evaluate {folder}` again") from None
+            raise ValueError(f"{folder}: {path.name} or another file is missing or damaged ({error}): run {again} again") from None
+        if judged != done:
+            raise ValueError(f"{folder} was judged after epoch {judged} and has been trained to epoch {done}: run {again} again")
     heads = [str(folder) for folder in folders]
     names = [*dict.fromkeys(name for s in settings for name in s)]
     values = {name: [str(s.get(name, "-")) for s in settings] for name in names}
@@ -263,7 +279,7 @@ def compare(folders: Sequence[str | Path]) -> str:
     lines += ["", "Intervals: bootstrap over the judged images, one training each; the spread between seeds is not in them."]
     return "\n".join(lines)
 
-# %% ../nbs/51_report.ipynb #dfb6e923
+# %% ../nbs/51_report.ipynb #d6b2f0e6
 def _names(judged: Mapping[str, Any]) -> list[str]:
     """Name the numbers of an evaluation in reading order: class recalls first."""
     asked = [name for name in judged["uncertainty"] if not name.startswith("mean")]
@@ -278,5 +294,5 @@ def _cell(judged: Mapping[str, Any], name: str) -> str:
         value = judged[name] if name in judged else judged["uncertainty"].get(name)
     if value is None:
         return "-"
-    low, high = judged["intervals"].get(name, (float("nan"), float("nan")))
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    low, high = judged["intervals"].get(name, (None, None))
+    return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")

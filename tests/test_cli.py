@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -180,3 +181,60 @@ def test_run_made_in_python_needs_its_data_named(capsys, run, tmp_path):
     assert "--data" in complaint(capsys, "evaluate", copy)
     (copy / "config.json").write_text("{}")
     assert "config.json" in complaint(capsys, "evaluate", copy)
+
+
+def predictions(capsys, *words):
+    """What `cucn predict --json` says."""
+    capsys.readouterr()
+    main(["predict", *map(str, words), "--json"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_run_trained_on_grey_images_sees_photographs_in_grey(capsys, folder, tmp_path):
+    for path in (folder / "train").rglob("*.png"):
+        grey = tmp_path / "grey" / path.relative_to(folder)
+        grey.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert("L").save(grey)
+    main(["train", "--method", "rul", "--data", str(tmp_path / "grey"), "--out", str(tmp_path / "run"), "--epochs", "1", "--device", "cpu"])
+    colour, grey = next((folder / "train").rglob("*.png")), next((tmp_path / "grey" / "train").rglob("*.png"))
+    a, b = predictions(capsys, tmp_path / "run", colour, grey, "--cropped")
+    assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
+    main(["explain", str(tmp_path / "run"), str(colour), "--out", str(tmp_path / "maps"), "--cropped"])
+    assert Image.open(tmp_path / "maps" / f"{colour.stem}-explained.png").width > 300
+
+
+def test_predict_and_explain_refuse_what_is_no_image(capsys, run, folder, tmp_path):
+    (tmp_path / "note.png").write_text("no image")
+    for words in (["predict", run, folder], ["predict", run, tmp_path / "note.png"], ["predict", run, tmp_path / "gone.png"],
+                  ["explain", run, tmp_path / "note.png", "--out", tmp_path / "maps"]):
+        assert any(name in complaint(capsys, *words) for name in ("note.png", "gone.png", folder.name))
+
+
+def test_pictures_do_not_overwrite_each_other(capsys, run, folder, tmp_path):
+    first = next((folder / "train").rglob("*.png"))
+    shutil.copy(first, tmp_path)
+    assert first.stem in complaint(capsys, "explain", run, first, tmp_path / first.name, "--out", tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+    mine = tmp_path / f"{first.stem}-explained.png"
+    shutil.copy(first, mine)
+    assert "overwrite" in complaint(capsys, "explain", run, first, mine, "--out", tmp_path)
+    assert mine.read_bytes() == first.read_bytes()
+
+
+def test_a_refused_command_says_one_line_in_the_shell(run, tmp_path):
+    command = [sys.executable, "-c", "from cucn_nb.cli import command; command()"]
+    refused = subprocess.run([*command, "evaluate", str(run)], capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--split valid" in refused.stderr and refused.stdout == ""
+    done = subprocess.run([*command, "evaluate", str(run), "--split", "valid"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == "" and "ECE" in done.stdout
+
+
+def test_the_page_of_a_run_loads_nothing(run):
+    main(["report", str(run), "--split", "valid"])
+    page = (run / "report-faces-valid.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:image/|#)", page) and "<script" not in page and "@import" not in page and "url(" not in page
+
+
+def test_compare_asks_for_judged_runs(capsys, run, tmp_path):
+    assert "cucn evaluate" in complaint(capsys, "compare", run, run, "--split", "train")
+    assert "no run" in complaint(capsys, "compare", tmp_path, run)

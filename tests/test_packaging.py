@@ -13,6 +13,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -87,9 +88,10 @@ def test_wheel_says_what_settings_ini_says(wheel):
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     assert f"\nVersion: {settings()['version']}\n" in metadata
-    required = {line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
-    assert required == set(settings()["requirements"].split())
-    assert not {"nbdev", "fastcore"} & {re.split(r"[<>=]", name)[0] for name in required}
+    lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    required = {Requirement(line) for line in lines}
+    assert required == {Requirement(word) for word in settings()["requirements"].split()}
+    assert not {"nbdev", "fastcore"} & {requirement.name for requirement in required}
 
 
 def test_citation_and_changelog_name_this_version():
