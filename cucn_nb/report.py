@@ -87,7 +87,7 @@ def _note_on_uncertainty(report: Report, free: Report) -> list[str]:
     return [f"The method's own uncertainty finds wrong answers {'less well' if high < 0 else 'better'} than one minus the largest probability of the "
             f"same network, which costs nothing: AUROC {low:+.3f} to {high:+.3f} against it, paired over the judged images."]
 
-# %% ../nbs/51_report.ipynb #069def14
+# %% ../nbs/51_report.ipynb #abd514f5
 def _embed(figure: Figure | SubFigure, caption: str, alt: str, faces: bool = False) -> dict[str, str]:
     """Turn a figure into an address that holds it, and close it; faces become JPEG."""
     import matplotlib.pyplot as plt
@@ -96,7 +96,7 @@ def _embed(figure: Figure | SubFigure, caption: str, alt: str, faces: bool = Fal
     kind = "jpeg" if faces else "png"
     assert isinstance(figure, Figure)  # axes of this module's plots are never in a figure's part
     if faces:
-        figure.savefig(stream, format="jpeg", dpi=80, pil_kwargs={"quality": 80})
+        figure.savefig(stream, format="jpeg", dpi=100, pil_kwargs={"quality": 72})
     else:
         plots.save(figure, stream)
     plt.close(figure)
@@ -126,7 +126,7 @@ def _drawings(run: Run, report: Report) -> dict[str, dict[str, str]]:
         drawn["weights"] = _embed(plots.class_weights(counts, weights, classes).figure, weights_caption, "class weights over class counts")
     return drawn
 
-# %% ../nbs/51_report.ipynb #6402bc5e
+# %% ../nbs/51_report.ipynb #b1011365
 def _galleries(run: Run, report: Report, images: Tensor) -> dict[str, dict[str, str]]:
     """Draw the figures that show faces; `images` uint8 `[N, 1 or 3, H, H]` in the report's order."""
     drawn = {"certain": _embed(plots.gallery(report, images, "certain"), "The faces of which it is most certain: truth → answer, "
@@ -134,7 +134,7 @@ def _galleries(run: Run, report: Report, images: Tensor) -> dict[str, dict[str, 
              "uncertain": _embed(plots.gallery(report, images, "uncertain"), "The faces of which it is least certain.",
                                  "faces of which the network is least certain", faces=True)}
     if bool((report.probabilities.argmax(1) != report.labels).any()):
-        worst = plots.pick(report, "confidently wrong", 4)
+        worst = plots.pick(report, "confidently wrong", 3)
         drawn["wrong"] = _embed(plots.gallery(report, images, "confidently wrong"), "Wrong answers with the largest probability.",
                                 "faces that were named wrongly with confidence", faces=True)
         drawn["panel"] = _embed(panel(run.method, report.classes, images[worst], report.labels[worst]),
