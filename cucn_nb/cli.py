@@ -75,7 +75,7 @@ class Train:
         fit(method, train, valid, config, self.out, provenance={"source": source, "validation": {"fraction": VALIDATION, "seed": self.seed}})
         _finish(self.out)
 
-# %% ../nbs/53_cli.ipynb #585b1c2e
+# %% ../nbs/53_cli.ipynb #ff0630b6
 def _read_training(source: str, image_size: int | None, seed: int) -> tuple[Any, Any]:
     """Read the training images and cut validation off."""
     from cucn_nb import datasets, protocols
@@ -150,7 +150,7 @@ def _finish(folder: Path) -> None:
     valid = run.record["data"]["valid"]
     line = origin(run, valid["name"], valid["split"], valid["count"], valid["fingerprint"])
     _save_figure(plots.training_curves(run.history), folder / "training.png", line)
-    print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder}")
+    print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder} (where there are none: --split valid)")
 
 # %% ../nbs/53_cli.ipynb #dafe846a
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Compare:
 
         print(compare(self.runs, self.split))
 
-# %% ../nbs/53_cli.ipynb #457994d8
+# %% ../nbs/53_cli.ipynb #85014320
 @dataclass(frozen=True)
 class Predict:
     """Name the expression of every face in some images, with its probability and the network's uncertainty."""
@@ -294,8 +294,7 @@ class Predict:
         from cucn_nb.predict import predict, table
 
         run = _load(self.run)
-        grey = run.record["data"]["train"].get("channels") == 1
-        found = predict(run.method, run.classes, _some(self.images), not self.cropped, self.margin, grey)
+        found = predict(run.method, run.classes, _some(self.images), not self.cropped, self.margin, _saw_grey(run))
         if self.json:
             for prediction in found:
                 print(json.dumps(asdict(prediction)), flush=True)
@@ -310,14 +309,19 @@ class Predict:
             if run.record["data"]["train"]["name"] == "faces":
                 print("this run was trained on rendered faces: what it says about photographs is no evidence about the people in them")
 
-# %% ../nbs/53_cli.ipynb #8ace2139
+# %% ../nbs/53_cli.ipynb #6fc33c2b
+def _saw_grey(run: Any) -> bool:
+    """Say whether a run was trained on grey images, so that its photographs have to become grey."""
+    return run.record["data"]["train"].get("channels") == 1
+
+
 def _some(images: tuple[Path, ...]) -> tuple[Path, ...]:
     """Make sure that there is an image."""
     if not images:
         raise ValueError("no image is named: give one or more image files")
     return images
 
-# %% ../nbs/53_cli.ipynb #4e07c9fb
+# %% ../nbs/53_cli.ipynb #84233d03
 @dataclass(frozen=True)
 class Explain:
     """Show where a network looked: for each face Grad-CAM of the answer, of a class of your choice, and CBAM's spatial gate."""
@@ -343,7 +347,7 @@ class Explain:
             raise ValueError(f"--label {self.label} is no class of this run: {', '.join(run.classes)}")
         targets = _targets(self.images, self.out)
         finder = None if self.cropped else predict.FaceFinder()
-        grey, side = run.record["data"]["train"].get("channels") == 1, max(160, run.method.settings["image_size"])
+        grey, side = _saw_grey(run), max(160, run.method.settings["image_size"])
         for path, target in targets.items():
             image = datasets.read_image(path)
             if finder is None:

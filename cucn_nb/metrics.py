@@ -22,7 +22,12 @@ from torch import Tensor
 from .datasets import FaceDataset, as_pieces
 from .methods.base import Method
 
-# %% ../nbs/33_metrics.ipynb #a0d65a7c
+# %% ../nbs/33_metrics.ipynb #a4d06164
+def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Number the bin of each confidence: bin b holds what lies above b / bins, up to (b + 1) / bins."""
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
 def calibration(report: "Report", bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compare confidence with accuracy, bin by bin.
 
@@ -35,7 +40,7 @@ def calibration(report: "Report", bins: int = 15) -> tuple[np.ndarray, np.ndarra
     """
     confidence = report.probabilities.amax(1).double().numpy()
     hit = (report.probabilities.argmax(1) == report.labels).double().numpy()
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    place = _bin(confidence, bins)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         return np.bincount(place, confidence, bins) / count, np.bincount(place, hit, bins) / count, count
@@ -336,7 +341,7 @@ def judge_uncertainty(report: Report, weights: np.ndarray | None = None) -> dict
         numbers[f"{name}_within"] = within(statistic, predicted, doubt, against, weights=weights)
     return numbers
 
-# %% ../nbs/33_metrics.ipynb #27fe3ee1
+# %% ../nbs/33_metrics.ipynb #e6ae0210
 def _accuracies(report: Report, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Compute recalls, their mean, worst and best, overall, ECE and the levels of the uncertainty for weighted rows, each `[draws]`."""
     hit = (report.probabilities.argmax(1) == report.labels).double().numpy()
@@ -344,7 +349,7 @@ def _accuracies(report: Report, weights: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = weights @ (inside * hit[:, None]) / (weights @ inside)
     confidence = report.probabilities.amax(1).double().numpy()
-    bins = np.eye(15)[np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)]
+    bins = np.eye(15)[_bin(confidence, 15)]
     gap = np.abs(weights @ (bins * (confidence - hit)[:, None])).sum(1)
     total = weights.sum(1)
     present = np.isfinite(recall).any(0)
