@@ -20,7 +20,7 @@ def pytest_configure(config):
         option.nbval_sanitize_with = str(config.rootpath / "tests" / "nbval_sanitize.cfg")
     if option.nbval_cell_timeout == 2000:  # nbval's default; a cell that hangs shall not hold up the run for half an hour
         option.nbval_cell_timeout = 600
-    config.pluginmanager.register(CellCount(config.rootpath / "nbs"), "cell_count")
+    config.pluginmanager.register(CellCount(config.rootpath / "nbs", config.rootpath / "book"), "cell_count")
 
 
 def pytest_collection_modifyitems(items):
@@ -48,8 +48,8 @@ def says_something(cell):
 class CellCount:
     """Counts the notebook cells compared, ignored and skipped; a run over all notebooks fails when it compares too few."""
 
-    def __init__(self, folder: Path):
-        self.notebooks = {path.resolve() for path in folder.glob("*.ipynb")}
+    def __init__(self, *folders: Path):
+        self.notebooks = {path.resolve() for folder in folders for path in folder.glob("*.ipynb")}
         self.seen: set[Path] = set()
         self.cells: dict[str, tuple[bool, bool, bool]] = {}  # node -> prints something, is compared, is skipped
         self.deselected = False

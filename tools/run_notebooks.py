@@ -1,7 +1,7 @@
 """Run notebooks in place, with this environment's kernel, then clean them and export the package.
 
-    python tools/run_notebooks.py                        all of nbs/, in order
-    python tools/run_notebooks.py 12_backbone 14_losses
+    python tools/run_notebooks.py                        all of nbs/ and book/, in order
+    python tools/run_notebooks.py 12_backbone 14_losses     those, of either folder
 """
 
 import argparse
@@ -27,14 +27,15 @@ def execute(path: Path, timeout: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", help="names in nbs/, with or without .ipynb; all when none is named")
+    parser.add_argument("notebooks", nargs="*", help="names in nbs/ or book/, with or without .ipynb; all when none is named")
     parser.add_argument("--timeout", type=int, default=600, help="longest time of one cell in seconds")
     arguments = parser.parse_args()
-    names = [Path(name).name.removesuffix(".ipynb") for name in arguments.notebooks]
-    paths = [ROOT / "nbs" / f"{name}.ipynb" for name in names] or sorted((ROOT / "nbs").glob("*.ipynb"))
-    for path in paths:
-        if not path.is_file():
-            parser.error(f"no notebook {path.relative_to(ROOT)}")
+    present = {path.stem: path for folder in ("nbs", "book") for path in sorted((ROOT / folder).glob("*.ipynb"))}
+    names = [Path(name).name.removesuffix(".ipynb") for name in arguments.notebooks] or list(present)
+    for name in names:
+        if name not in present:
+            parser.error(f"no notebook {name} in nbs/ or book/")
+    paths = [present[name] for name in names]
     subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)  # so that each notebook imports what the others now say
     failed = []
     for path in paths:

@@ -1,6 +1,7 @@
 """Reads a notebook for the book: takes nbdev's and Quarto's `#|` lines out, and does what they say.
 
-`#| label: fig-x`, `#| fig-cap:` and `#| fig-alt:` become a numbered figure with caption and alternative text; hidden cells stay hidden.
+`#| label: fig-x`, `#| fig-cap:` and `#| fig-alt:` become a numbered figure with caption and alternative text; hidden cells stay hidden. So does a
+picture that stands alone in a text cell, `![alternative text](path/name.svg "Caption.")`: its label is `fig-name`.
 """
 
 import re
@@ -8,6 +9,13 @@ import re
 import nbformat
 
 _DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
+_PICTURE = re.compile(r'^!\[(?P<alt>[^\]\n]+)\]\((?P<path>\S+?/(?P<name>[\w-]+)\.\w+) "(?P<caption>[^"\n]+)"\)$', re.M)
+_FIGURE = r""":::{figure} \g<path>
+:name: fig-\g<name>
+:alt: \g<alt>
+
+\g<caption>
+:::"""
 _TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "hide_input": "remove-input", "hide_output": "remove-output"}
 
 
@@ -15,6 +23,8 @@ def read(text):
     """The notebook in `text` (JSON), with MyST-NB's metadata in place of the directives."""
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _PICTURE.sub(_FIGURE, cell.source)
         if cell.cell_type != "code":
             continue
         lines, options = cell.source.splitlines(), {}
