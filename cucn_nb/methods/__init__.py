@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# %% ../../nbs/29_registry.ipynb #b1ffcb3a
+# %% ../../nbs/29_registry.ipynb #34c938e8
 from ..backbone import resnet
 from ..class_weights import class_weights
 from .base import Method
 from .cross_entropy import CrossEntropy
 from .cucn import CUCN
+from .mek import MEK
 from .rul import RUL
 
-# %% ../../nbs/29_registry.ipynb #6fc3698d
-_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN}
+# %% ../../nbs/29_registry.ipynb #2b927874
+_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "mek": MEK}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
@@ -53,7 +54,7 @@ def weights_from_counts(scheme: str, counts: Tensor | Sequence[int] | None, num_
         raise ValueError(f"counts has {len(weights)} entries for {num_classes} classes: they must agree")
     return weights
 
-# %% ../../nbs/29_registry.ipynb #07b50044
+# %% ../../nbs/29_registry.ipynb #58eb1af7
 def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | None = None, image_size: int = 224, depth: int = 18,
            stem: str = "imagenet", weights: str | Path | None = None, **options: Any) -> Method:
     """Make a method by name.
@@ -66,7 +67,8 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
         depth: layers of the ResNet: 18, 34 or 50.
         stem: "imagenet", or "small" for images under 100 pixels.
         weights: None for random weights, "imagenet" to download torchvision's, or a file.
-        options: `weight_scheme` (cross_entropy: "none", cucn: "inverse") and `cbam` (cross_entropy: False, cucn: True).
+        options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (cross_entropy and mek: False, cucn: True), and for
+            mek `consistency` (1.4) and `epsilon` (0.1).
     Returns:
         The method, in training mode; `.settings` holds these arguments, JSON-able.
     Raises:
@@ -84,7 +86,8 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
     trunk = resnet(depth, cbam=chosen.get("cbam", False), stem=stem, weights=weights)
     with torch.no_grad():  # one empty image tells the size of the map; evaluation mode, so that no statistics move
         _, channels, height, width = trunk.eval()(torch.zeros(1, 3, image_size, image_size)).shape
-    method = kind(num_classes, trunk, (channels, height, width), per_class).train()
+    own = {k: v for k, v in chosen.items() if k not in ("weight_scheme", "cbam")}
+    method = kind(num_classes, trunk, (channels, height, width), per_class, **own).train()
     method.settings = {"name": name, "num_classes": num_classes, "counts": None if counts is None else torch.as_tensor(counts).tolist(),
                        "image_size": image_size, "depth": depth, "stem": stem, "weights": None if weights is None else str(weights), **chosen}
     return method
