@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 # %% ../nbs/53_cli.ipynb #3a99c27f
 import tyro
 
-# %% ../nbs/53_cli.ipynb #e50a96f2
+# %% ../nbs/53_cli.ipynb #3f6d4e52
 VALIDATION = 0.1  # share of the training images that is cut off for validation
 
 
@@ -35,11 +35,14 @@ class Train:
     """Train a method on a folder of faces and write a run folder: settings, metrics, weights, and the state to go on from."""
 
     out: Annotated[Path | None, _optional("FOLDER")] = None  # folder for the run; must be new or empty
-    method: Literal["cucn", "rul", "cross_entropy"] = "cucn"  # what to train
+    method: Literal["cucn", "rul", "mek", "cross_entropy"] = "cucn"  # what to train
     data: str = "faces"  # "faces" (rendered, embedded), a folder of class folders or in RAF-DB's layout, or FER2013's folder or csv
-    preset: Literal["scratch", "paper", "raf-db"] = "scratch"  # random weights and few epochs; as the paper prints; RUL's for RAF-DB
-    # weights of the classes in the loss: none, inverse, inverse_sqrt or effective; default: inverse for cucn, else none
+    preset: Literal["scratch", "paper", "raf-db", "mek"] = "scratch"  # random weights and few epochs; as CUCN prints; RUL's for RAF-DB; MEK's
+    # weights of the classes in the loss: none, inverse, inverse_sqrt or effective; default: inverse for cucn and mek, else none
     weight_scheme: Annotated[Literal["none", "inverse", "inverse_sqrt", "effective"] | None, _optional("SCHEME")] = None
+    cbam: Annotated[Literal["yes", "no"] | None, _optional("{yes,no}")] = None  # gates in the blocks; default: yes for cucn, else no; not for rul
+    consistency: Annotated[float | None, _optional("FLOAT")] = None  # mek: factor of the attention consistency; default: 1.4
+    epsilon: Annotated[float | None, _optional("FLOAT")] = None  # mek: mass of the smooth labels that other classes get; default: 0.1
     weights: Annotated[str | None, _optional("imagenet|FILE")] = None  # start from "imagenet" (downloads) or from a file; default: random weights
     depth: Literal[18, 34, 50] = 18  # layers of the ResNet
     stem: Annotated[Literal["imagenet", "small"] | None, _optional("{imagenet,small}")] = None  # default: small for images under 64 pixels
@@ -66,7 +69,8 @@ class Train:
                                    if v is not None}
         config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision, **changes)
         train, valid = _read_training(self.data, config.image_size, self.seed)
-        options = {} if self.weight_scheme is None else {"weight_scheme": self.weight_scheme}
+        given = {"weight_scheme": self.weight_scheme, "cbam": self.cbam and self.cbam == "yes", "consistency": self.consistency, "epsilon": self.epsilon}
+        options = {name: value for name, value in given.items() if value is not None}
         stem = self.stem or ("small" if train.image_size < 64 else "imagenet")
         torch.manual_seed(self.seed)
         method = methods.create(self.method, train.num_classes, train.counts, train.image_size, self.depth, stem, self.weights, **options)

@@ -32,12 +32,13 @@ from .methods import Method
 from .metrics import evaluate
 from .uncertainty import draw_partner
 
-# %% ../nbs/34_training.ipynb #b50546cf
+# %% ../nbs/34_training.ipynb #4269c7d3
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; make one with `TrainConfig.preset`.
 
-    Source: "paper" CUCN (arXiv 2212.07751), section III-A; "raf-db" RUL (NeurIPS 2021), authors' network; "scratch" ours, for random weights.
+    Source: "paper" CUCN (arXiv 2212.07751), section III-A; "raf-db" RUL (NeurIPS 2021), authors' network; "mek" a reproduction of MEK's ResNet
+    recipe; "scratch" ours, for random weights.
     """
 
     epochs: int = 8  # passes over the training images
@@ -68,7 +69,7 @@ class TrainConfig:
         """Take a preset and change some fields.
 
         Args:
-            name: "scratch", "paper" or "raf-db".
+            name: "scratch", "paper", "raf-db" or "mek".
             changes: fields to replace.
         Returns:
             The settings.
@@ -86,6 +87,8 @@ PRESETS: dict[str, dict[str, Any]] = {
               "augmentation": Augmentation(flip=0.5, erase=0.5)},
     "raf-db": {"epochs": 60, "batch_size": 64, "lr": 2e-4, "classifier_lr": 2e-3, "schedule": "exponential", "image_size": 224,
                "augmentation": Augmentation(flip=0.25, noise=0.25, erase=0.5)},
+    "mek": {"epochs": 60, "batch_size": 32, "lr": 1e-4, "classifier_lr": 1e-4, "schedule": "exponential", "image_size": 224,
+            "augmentation": Augmentation(flip=0.5, erase=0.5)},
 }
 
 # %% ../nbs/34_training.ipynb #4850ca06
@@ -165,7 +168,7 @@ class Run:
     classes: tuple[str, ...]  # names in label order
     record: dict[str, Any]  # what config.json holds: method, training, data
 
-# %% ../nbs/34_training.ipynb #73b2b2b7
+# %% ../nbs/34_training.ipynb #a75d5afa
 def _write_run(out: Path, method: Method, classes: tuple[str, ...], history: list[dict[str, Any]],
                state: dict[str, Any] | None) -> None:
     """Bring a run folder up to date; the state goes first: a resumed run trusts it alone and writes the other files again."""

@@ -1,8 +1,9 @@
 """Run the experiments of the book: every cell that has no record yet in results/experiments/.
 
-    python tools/run_experiments.py faces                       settings x label noise x seeds on the embedded faces, about two hours on two cores
-    python tools/run_experiments.py fer2013 --data FOLDER       FER2013 with FERPlus's votes beside it, about six hours on two cores
-    python tools/run_experiments.py faces --part 2/4            the second of four jobs
+    python tools/pretrain_trunk.py faces_trunk.safetensors      once: what the cells on the embedded faces start from, as the papers start from face networks
+    python tools/run_experiments.py faces --trunk faces_trunk.safetensors      settings x label noise x seeds on the embedded faces
+    python tools/run_experiments.py fer2013 --data FOLDER       FER2013 with FERPlus's votes beside it, about five hours on two cores
+    python tools/run_experiments.py ... --part 2/4              the second of four jobs
     python tools/run_experiments.py fer2013 --data FOLDER --seeds 5 --epochs 60      where a GPU is at hand; into results/experiments/fer2013-60
 
 Stop it when you like: a finished cell is never run again, and a cell that was cut off goes on after its last epoch. Several processes may run at once.
@@ -27,19 +28,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", choices=GRIDS)
     parser.add_argument("--data", help="folder or csv of FER2013")
+    parser.add_argument("--trunk", help="weights that every cell on the embedded faces starts from")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="run every N-th cell from the I-th on")
     parser.add_argument("--seeds", type=int, help="repetitions")
     parser.add_argument("--epochs", type=int, help="a longer or shorter schedule; its records go to a folder of their own")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="folder for unfinished runs")
     arguments = parser.parse_args()
-    if (arguments.grid == "fer2013") != (arguments.data is not None):
-        parser.error("fer2013 needs --data, the folder of the official csv; faces takes none")
+    if (arguments.grid == "fer2013") != (arguments.data is not None) or (arguments.grid == "faces") != (arguments.trunk is not None):
+        parser.error("fer2013 takes --data, the folder of the official csv; faces takes --trunk, what tools/pretrain_trunk.py has written")
     index, _, of = arguments.part.partition("/")
     if not (index.isdigit() and of.isdigit()):
         parser.error(f"--part {arguments.part}: give I/N, such as 2/4")
     grid, name = GRIDS[arguments.grid], arguments.grid
-    if arguments.data:
-        grid = replace(grid, source=arguments.data)
+    grid = replace(grid, source=arguments.data) if arguments.data else replace(grid, weights=arguments.trunk)
     if arguments.seeds:
         grid = replace(grid, seeds=tuple(range(arguments.seeds)))
     if arguments.epochs:

@@ -1,7 +1,8 @@
 """Reads a notebook for the book: takes nbdev's and Quarto's `#|` lines out, and does what they say.
 
 `#| label: fig-x`, `#| fig-cap:` and `#| fig-alt:` become a numbered figure with caption and alternative text; hidden cells stay hidden. So does a
-picture that stands alone in a text cell, `![alternative text](path/name.svg "Caption.")`: its label is `fig-name`.
+picture that stands alone in a text cell, `![alternative text](images/name.svg "Caption.")`, with the label `fig-name`; one that lies outside of the notebook's folder, `../book/images/name.svg`,
+gets no label, so that a chapter of nbs/ and one of book/ may show the same picture.
 """
 
 import re
@@ -10,13 +11,13 @@ import nbformat
 
 _DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
 _PICTURE = re.compile(r'^!\[(?P<alt>[^\]\n]+)\]\((?P<path>\S+?/(?P<name>[\w-]+)\.\w+) "(?P<caption>[^"\n]+)"\)$', re.M)
-_FIGURE = r""":::{figure} \g<path>
-:name: fig-\g<name>
-:alt: \g<alt>
-
-\g<caption>
-:::"""
 _TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "hide_input": "remove-input", "hide_output": "remove-output"}
+
+
+def as_figure(match):
+    """A picture of a text cell as MyST's figure."""
+    label = [] if match["path"].startswith("../") else [f":name: fig-{match['name']}"]
+    return "\n".join([f":::{{figure}} {match['path']}", *label, f":alt: {match['alt']}", "", match["caption"], ":::"])
 
 
 def read(text):
@@ -24,7 +25,7 @@ def read(text):
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _PICTURE.sub(_FIGURE, cell.source)
+            cell.source = _PICTURE.sub(as_figure, cell.source)
         if cell.cell_type != "code":
             continue
         lines, options = cell.source.splitlines(), {}
