@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 # %% ../nbs/53_cli.ipynb #3a99c27f
 import tyro
 
-# %% ../nbs/53_cli.ipynb #3f6d4e52
+# %% ../nbs/53_cli.ipynb #9e56b9b8
 VALIDATION = 0.1  # share of the training images that is cut off for validation
 
 
@@ -69,7 +69,8 @@ class Train:
                                    if v is not None}
         config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision, **changes)
         train, valid = _read_training(self.data, config.image_size, self.seed)
-        given = {"weight_scheme": self.weight_scheme, "cbam": self.cbam and self.cbam == "yes", "consistency": self.consistency, "epsilon": self.epsilon}
+        given = {"weight_scheme": self.weight_scheme, "cbam": self.cbam and self.cbam == "yes",
+                 "consistency": self.consistency, "epsilon": self.epsilon}
         options = {name: value for name, value in given.items() if value is not None}
         stem = self.stem or ("small" if train.image_size < 64 else "imagenet")
         torch.manual_seed(self.seed)

@@ -132,7 +132,7 @@ def run_cell(grid: Grid, cell: Cell, folder: str | Path) -> dict[str, Any]:
             "evaluation": judge(report), "divided": divided(report, train.counts),
             "uncertainties": uncertainties(report), "valid_uncertainties": uncertainties(evaluate(run.method, valid))}
 
-# %% ../nbs/42_experiments.ipynb #301014e9
+# %% ../nbs/42_experiments.ipynb #8c849e19
 def _as_text(record: dict[str, Any]) -> str:
     """Write a record as JSON, a list of numbers on one line."""
     return re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\s+", " ", row[0]), json.dumps(record, indent=1)) + "\n"
@@ -146,8 +146,8 @@ def _check(record: dict[str, Any], grid: Grid, cell: Cell, path: Path) -> None:
         del training[key]
     wanted = {"cell": asdict(cell), "validation": {"fraction": grid.fraction, "seed": cell.seed}, "training": training,
               "method": {"name": name, **options, "stem": grid.stem, "weights": grid.weights and Path(grid.weights).name}}
-    if different := [f"{group} {key} {record[group].get(key)!r}, wanted {value!r}" for group, fields in wanted.items() for key, value in fields.items()
-                     if record[group].get(key) != value]:
+    if different := [f"{group} {key} {record[group].get(key)!r}, wanted {value!r}"
+                     for group, fields in wanted.items() for key, value in fields.items() if record[group].get(key) != value]:
         raise ValueError(f"{path} was made with other settings ({'; '.join(different)}): move it away, or take another folder for results")
 
 
@@ -189,7 +189,7 @@ def run(grid: Grid, results: str | Path, work: str | Path, part: tuple[int, int]
             say(f"{cell.name}: another process is at it")
     return records
 
-# %% ../nbs/42_experiments.ipynb #7e5199a5
+# %% ../nbs/42_experiments.ipynb #5f17745a
 def seed_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Average a number over seeds.
 
@@ -213,8 +213,8 @@ def measure(record: dict[str, Any], name: str) -> float | None:
 
     Args:
         record: what `run_cell` returned.
-        name: a field of the evaluation such as "mean"; "divided mean"; "recall fear"; "own auroc_wrong", "1 - max rank_votes" or "entropy ..." of the uncertainties on
-            the test images; the same after "valid " on the validation images.
+        name: a field of the evaluation such as "mean"; "divided mean"; "recall fear"; "own auroc_wrong", "1 - max rank_votes" or "entropy ..." of the
+            uncertainties on the test images; the same after "valid " on the validation images.
     Returns:
         The number; None where the data could not answer.
     Raises:

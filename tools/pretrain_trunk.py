@@ -2,8 +2,9 @@
 
     python tools/pretrain_trunk.py FILE.safetensors
 
-The published methods start from a network that has learned to recognise people on millions of photographs. This is the laboratory's stand-in: the trunk that the
-experiments on the embedded faces start from. It sees the training images alone, all of them once an epoch; about six minutes on two cores.
+The published methods start from a network that has learned to recognise people on millions of photographs. This is the laboratory's
+stand-in: the trunk that the experiments on the embedded faces start from. It sees the training images alone, all of them once an epoch;
+about six minutes on two cores.
 """
 
 import argparse
@@ -51,7 +52,8 @@ def main() -> None:
     for epoch in range(EPOCHS):
         losses = []
         for batch in batches.epoch(epoch):
-            images = augment(batch.images, Augmentation(shift=0.08), random_stream(SEED, "augment", epoch, batch.step))  # no mirror: it would turn yaw round
+            stream = random_stream(SEED, "augment", epoch, batch.step)
+            images = augment(batch.images, Augmentation(shift=0.08), stream)  # no mirror: it would turn yaw round
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 described = head(trunk((images - 0.45) / 0.225).mean((2, 3)))
             loss = (described.float() - wanted[batch.position]).square().mean()

@@ -1,12 +1,13 @@
 """Run the experiments of the book: every cell that has no record yet in results/experiments/.
 
-    python tools/pretrain_trunk.py faces_trunk.safetensors      once: what the cells on the embedded faces start from, as the papers start from face networks
+    python tools/pretrain_trunk.py faces_trunk.safetensors      once: what the cells on the embedded faces start from
     python tools/run_experiments.py faces --trunk faces_trunk.safetensors      settings x label noise x seeds on the embedded faces
     python tools/run_experiments.py fer2013 --data FOLDER       FER2013 with FERPlus's votes beside it, about five hours on two cores
     python tools/run_experiments.py ... --part 2/4              the second of four jobs
     python tools/run_experiments.py fer2013 --data FOLDER --seeds 5 --epochs 60      where a GPU is at hand; into results/experiments/fer2013-60
 
-Stop it when you like: a finished cell is never run again, and a cell that was cut off goes on after its last epoch. Several processes may run at once.
+Stop it when you like: a finished cell is never run again, and a cell that was cut off goes on after its last epoch. Several processes may
+run at once.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Reads a notebook for the book: takes nbdev's and Quarto's `#|` lines out, and does what they say.
 
-`#| label: fig-x`, `#| fig-cap:` and `#| fig-alt:` become a numbered figure with caption and alternative text; hidden cells stay hidden. So does a
-picture that stands alone in a text cell, `![alternative text](images/name.svg "Caption.")`, with the label `fig-name`; one that lies outside of the notebook's folder, `../book/images/name.svg`,
-gets no label, so that a chapter of nbs/ and one of book/ may show the same picture.
+`#| label: fig-x`, `#| fig-cap:` and `#| fig-alt:` become a numbered figure with caption and alternative text; hidden cells stay hidden.
+So does a picture that stands alone in a text cell, `![alternative text](images/name.svg "Caption.")`, with the label `fig-name`; one that
+lies outside of the notebook's folder, `../book/images/name.svg`, gets no label, so that a chapter of nbs/ and one of book/ may show the
+same picture.
 """
 
 import re
