@@ -1,5 +1,6 @@
 # make demo    CUCN on the embedded faces, with a report page     make test    every check
 # make book    the book, in book/_build/html                     make lab     JupyterLab in nbs/
+# make docs    nbdev's own pages, in _docs                       make soak    a chapter run whole in JupyterLab, in a browser
 # make notebooks [NB="12_backbone 14_losses"]    run notebooks in place, clean and export them
 # make export  package and README from the notebooks             make clean   remove what was built
 # The first call makes the environment $(VENV); PYTHON says with which Python (3.11 or newer).
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
 
-.PHONY: demo test book lab notebooks export clean
+.PHONY: demo test book docs soak lab notebooks export clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
@@ -29,6 +30,12 @@ test: $(VENV)/.installed
 
 book: $(VENV)/.installed
 	$(PY) tools/build_book.py
+
+docs: $(VENV)/.installed
+	$(PY) tools/build_docs.py
+
+soak: $(VENV)/.installed
+	SOAK=1 $(PY) -m pytest -m soak -rs tests
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir=.

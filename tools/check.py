@@ -5,6 +5,7 @@
 """
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -89,8 +90,32 @@ def readme() -> bool:
 
 
 def book() -> bool:
-    """The book builds with warnings as errors, and its pages need nothing from elsewhere."""
-    return run(sys.executable, "tools/build_book.py", "--strict")
+    """The book builds with warnings as errors, and its pages need nothing from elsewhere. The tests that read it need not build it again."""
+    ENVIRONMENT.pop("BUILT_BOOK", None)
+    if run(sys.executable, "tools/build_book.py", "--strict"):
+        ENVIRONMENT["BUILT_BOOK"] = str(ROOT / "book" / "_build")
+    return "BUILT_BOOK" in ENVIRONMENT
+
+
+def docs() -> bool:
+    """nbdev's own pages: every notebook is processed and rendered, and every name that the package offers is documented there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        pages = Path(temporary) / "docs"
+        if not run(sys.executable, "tools/build_docs.py", "--output", str(pages)):
+            return False
+        text = {path.name: path.read_text(encoding="utf-8") for path in pages.glob("*.html")}
+        missing = []
+        for module in sorted((ROOT / "cucn_nb").rglob("*.py")):
+            if module.name in ("__init__.py", "_modidx.py"):
+                continue
+            for part in ast.parse(module.read_text(encoding="utf-8")).body:
+                public = isinstance(part, (ast.FunctionDef, ast.ClassDef)) and not part.name.startswith("_")
+                if public and not any(re.search(rf"<h3[^>]*>{part.name}\b", page) for page in text.values()):
+                    missing.append(f"{module.relative_to(ROOT)}: {part.name}")
+        arguments = sum(page.count("<strong>Args</strong>") for page in text.values())
+        print(f"{len(text)} pages, {arguments} tables of arguments")
+        print(*(f"  {name} is not documented" for name in missing), sep="\n", end="\n" if missing else "")
+        return not missing and len(text) == len(notebooks(ROOT / "nbs")) and arguments > len(text)
 
 
 pytest_counts = {"passed": 0, "failed": 0, "skipped": 0, "error": 0}
@@ -114,7 +139,7 @@ def tests() -> bool:
     return process.wait() == 0
 
 
-CHECKS = {check.__name__: check for check in (export, clean, ruff, mypy, readme, book, tests)}
+CHECKS = {check.__name__: check for check in (export, clean, ruff, mypy, readme, book, docs, tests)}
 
 
 def main() -> int:

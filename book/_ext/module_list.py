@@ -33,12 +33,19 @@ def plain_types(app, what, name, obj, options, signature, returns):
         obj.__annotations__ = typing.get_type_hints(obj)
 
 
+def notebook_of(domain, info):
+    """Where "[source]" leads: the notebook in which the module is written, as the page PAGE sees it."""
+    notebook = dict(modules(Path(__file__).resolve().parents[2] / "cucn_nb")).get(info["module"])
+    return f"../nbs/{notebook}.html" if notebook else None
+
+
 def outdated(app, environment, added, changed, removed):
     return [PAGE]
 
 
 def setup(app):
     sys.path.insert(0, str(app.srcdir))  # the modules of this checkout, installed or not
+    app.config.linkcode_resolve = notebook_of
     app.connect("source-read", write_modules)
     app.connect("autodoc-process-signature", plain_types, priority=400)  # before Sphinx reads them at 500
     app.connect("env-get-outdated", outdated)
