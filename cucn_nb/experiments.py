@@ -24,7 +24,7 @@ from .checkpoint import write_atomic
 from .metrics import Report, evaluate, judge, judge_uncertainty
 from .training import TrainConfig, fit
 
-# %% ../nbs/42_experiments.ipynb #f1ddd788
+# %% ../nbs/42_experiments.ipynb #d57502a4
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross_entropy": ("cross_entropy", {}),
     "cross_entropy+w": ("cross_entropy", {"weight_scheme": "inverse"}),
@@ -32,8 +32,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rul+w": ("cucn", {"cbam": False}),
     "cucn": ("cucn", {}),
     "mek-labels": ("mek", {"consistency": 0.0}),
-    "mek-attention": ("mek", {"epsilon": 0.0}),
-    "mek": ("mek", {}),
+    "mek-attention": ("mek", {"epsilon": 0.0, "consistency": 0.07}),
+    "mek": ("mek", {"consistency": 0.07}),
 }
 
 # %% ../nbs/42_experiments.ipynb #5156b933

@@ -19,7 +19,7 @@ from cucn_nb.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 GRIDS = {
-    "faces": Grid("faces", TrainConfig.preset("scratch", epochs=3, lr=1e-3, classifier_lr=1e-3), noise=(0.0, 0.2)),
+    "faces": Grid("faces", TrainConfig.preset("scratch", epochs=5, lr=1e-3, classifier_lr=1e-3), noise=(0.0, 0.2)),
     "fer2013": Grid("fer2013.csv", TrainConfig.preset("scratch", batch_size=64), settings=("cross_entropy", "rul", "cucn", "mek"), stem="small"),
 }
 
