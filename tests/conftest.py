@@ -1,4 +1,4 @@
-"""What several tests use: the built book, and a browser to read it in."""
+"""What several tests use: a script as a module, the built book, and a browser to read it in."""
 
 import importlib.util
 import os
@@ -11,6 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def load():
+    """Loads a script of tools/ or book/_ext by its path, as a module."""
+    return _load
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """What the build of the book promises: it is quick, and it links to a repository only where settings.ini names one."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -16,13 +15,6 @@ LONGEST = 60.0  # seconds of processor time
 LAUNCH = ("colab.research.google.com", "mybinder.org")
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_book_builds_strictly_in_a_minute(built):
     facts = json.loads((built / "build.json").read_text(encoding="utf-8"))
     print(facts)
@@ -30,7 +22,7 @@ def test_book_builds_strictly_in_a_minute(built):
     assert 1 < facts["processor_seconds"] < LONGEST  # time on the clock grows with what else the machine does
 
 
-def test_no_page_names_a_repository_while_settings_name_none(built):
+def test_no_page_names_a_repository_while_settings_name_none(built, load):
     options = load(ROOT / "book" / "_ext" / "repository.py").options(ROOT / "settings.ini")
     pages = "".join(page.read_text(encoding="utf-8") for page in (built / "html").rglob("*.html"))
     assert bool(options) == any(host in pages for host in LAUNCH) == ("btn-source-repository-button" in pages)
@@ -44,7 +36,7 @@ def test_no_page_names_a_repository_while_settings_name_none(built):
         ("https://git.example.org/owner/name.git", {"binderhub_url"}),  # Colab opens notebooks from GitHub alone
     ],
 )
-def test_repository_of_the_settings_decides_the_buttons(tmp_path, url, launch):
+def test_repository_of_the_settings_decides_the_buttons(tmp_path, url, launch, load):
     (tmp_path / "settings.ini").write_text(f"[DEFAULT]\ngit_url = {url}\nbranch = trunk\n", encoding="utf-8")
     config = SimpleNamespace(html_theme_options={"navbar_persistent": []})
     load(ROOT / "book" / "_ext" / "repository.py").add(SimpleNamespace(srcdir=tmp_path), config)
@@ -80,7 +72,7 @@ def test_page_links_to_the_repository_of_the_settings(tmp_path):
     assert "https://mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/nbs/index.ipynb" in links
 
 
-def test_nbdev_pages_show_arguments_as_a_table():
+def test_nbdev_pages_show_arguments_as_a_table(load):
     tables = load(ROOT / "tools" / "build_docs.py").tables
     text = "*Weigh.*\n\nArgs:\n    a: first,\n        or | second\n    **more: rest\nReturns:\n    A number.\nSource: eq. 1.\n\n```python\nArgs:\n```"
     assert tables(text).splitlines() == [

@@ -161,6 +161,7 @@ def test_every_source_has_its_page(visits):
 def test_the_first_page_opens(html, watch):
     watch.page.goto((html / "index.html").as_uri())
     watch.page.wait_for_url("**/book/intro.html")
+    assert watch.page.title().startswith("Facial expressions")
 
 
 def test_no_page_has_an_error(visits):

@@ -1,7 +1,6 @@
 """The tools that turn notebooks into the README and the book."""
 
 import base64
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def stream(text):
     return new_output("stream", name="stdout", text=text)
 
@@ -27,7 +19,7 @@ def shown(kind, data):
     return new_output("display_data", data={kind: data, "text/plain": "<object>"})
 
 
-def test_readme_holds_text_code_and_outputs():
+def test_readme_holds_text_code_and_outputs(load):
     picture = base64.b64encode(b"picture").decode()
     notebook = new_notebook(
         cells=[
@@ -55,7 +47,7 @@ def test_readme_holds_text_code_and_outputs():
     ]
 
 
-def test_book_reader_turns_directives_into_figures_and_hides_what_is_hidden():
+def test_book_reader_turns_directives_into_figures_and_hides_what_is_hidden(load):
     cells = [
         new_code_cell("#| default_exp x"),
         new_code_cell('#| label: fig-x\n#| fig-cap: "Loss: over time"\n#| fig-alt: "A line"\nplot()'),
@@ -72,7 +64,7 @@ def test_book_reader_turns_directives_into_figures_and_hides_what_is_hidden():
     assert never.metadata.tags == ["skip-execution"]
 
 
-def test_remote_parts_of_a_page_are_found(tmp_path):
+def test_remote_parts_of_a_page_are_found(tmp_path, load):
     remote_parts = load(ROOT / "tools" / "build_book.py").remote_parts
     own = '<script src="_static/a.js"></script><a href="https://example.org">x</a><link rel="canonical" href="https://example.org/x">'
     (tmp_path / "own.html").write_text(own)
@@ -82,7 +74,7 @@ def test_remote_parts_of_a_page_are_found(tmp_path):
     assert len(remote_parts(tmp_path)) == 2
 
 
-def test_modules_are_listed_in_the_order_of_their_notebooks():
+def test_modules_are_listed_in_the_order_of_their_notebooks(load):
     found = load(ROOT / "book" / "_ext" / "module_list.py").modules(ROOT / "cucn_nb")
     assert [notebook for _, notebook in found] == sorted(notebook for _, notebook in found)
     assert ("cucn_nb.cbam", "11_cbam") in found
