@@ -6,9 +6,10 @@
 __all__ = ['SETTINGS', 'Cell', 'Grid', 'uncertainties', 'divided', 'run_cell', 'run', 'seed_interval', 'measure', 'rows', 'table',
            'read_records']
 
-# %% ../nbs/42_experiments.ipynb #ff30af4b
+# %% ../nbs/42_experiments.ipynb #5fbfa3dc
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ class Grid:
         """List the cells, seed by seed, so that an unfinished grid has whole repetitions first."""
         return [Cell(setting, noise, seed) for seed in self.seeds for noise in self.noise for setting in self.settings]
 
-# %% ../nbs/42_experiments.ipynb #8b1652e4
+# %% ../nbs/42_experiments.ipynb #e5847bab
 def uncertainties(report: Report) -> dict[str, dict[str, Any]]:
     """Ask the questions of `metrics.judge_uncertainty` of three uncertainties of the same answers.
 
@@ -102,7 +103,7 @@ def divided(report: Report, counts: torch.Tensor) -> dict[str, Any]:
 
 
 def run_cell(grid: Grid, cell: Cell, folder: str | Path) -> dict[str, Any]:
-    """Train and judge one cell; a cell that was cut off goes on after its last finished epoch.
+    """Train and judge one cell; a cell that was cut off goes on after its last finished epoch, within the first it begins again.
 
     Args:
         grid: what the cell belongs to.
@@ -122,6 +123,8 @@ def run_cell(grid: Grid, cell: Cell, folder: str | Path) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     method = methods.create(name, train.num_classes, train.counts, train.image_size, stem=grid.stem, weights=grid.weights, **options)
     provenance = {"validation": {"fraction": grid.fraction, "seed": cell.seed}}
+    if {path.name for path in folder.glob("*")} <= {"config.json", "environment.json"}:  # cut off before an epoch was finished
+        shutil.rmtree(folder, ignore_errors=True)
     run = fit(method, train, valid, config, folder, resume=(folder / "state.pt").exists(), provenance=provenance, verbose=False)
     report = evaluate(run.method, datasets.read(grid.source, "test", config.image_size))
     made = {**run.record["method"], "weights": run.record["method"]["weights"] and Path(run.record["method"]["weights"]).name}  # no path of a machine
