@@ -274,7 +274,7 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
     accelerator.wait_for_everyone()  # the files are complete before any process reads them
     return Run(method.eval(), config, history, train.classes, record)
 
-# %% ../nbs/34_training.ipynb #3b24168a
+# %% ../nbs/34_training.ipynb #f009ab3b
 def _random_state() -> dict[str, Any]:
     """Take the state of the global generators."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
@@ -284,7 +284,7 @@ def _restore(out: Path, record: dict[str, Any], method: Method, optimiser: Any, 
     """Put a run's state back if its settings and data are those of `record`; returns the number of finished epochs and the history."""
     state = load_state(out / "state.pt")
     known = read_record(out)[0]
-    if changed := [name for name in ("method", "training", "data") if known[name] != json.loads(json.dumps(record[name]))]:
+    if changed := [name for name in ("method", "weights", "training", "data") if known[name] != json.loads(json.dumps(record[name]))]:
         raise ValueError(f"{out} was begun with another {' and '.join(changed)}: resume it with what its config.json says")
     method.load_state_dict(state["method"])
     optimiser.load_state_dict(state["optimiser"])

@@ -4,7 +4,8 @@
     python tools/build_book.py --strict           from nothing, with warnings as errors (what the checks do)
     python tools/build_book.py --output FOLDER    into FOLDER/_build/html
 
-A page that would load a script, style, font or picture from another host fails the build: the book is read offline. How long the build took and
+A page with a script, style or picture from another host in it fails the build: the book is read offline. (What a browser would request is watched
+by tests/test_browser.py.) How long the build took and
 how large it is stands in build.json beside the pages' folder.
 """
 

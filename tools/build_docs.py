@@ -1,7 +1,7 @@
 """Make the pages of nbdev's own site into _docs: every notebook of nbs/ with what each exported function takes and gives.
 
     python tools/build_docs.py                    into _docs
-    python tools/build_docs.py --output FOLDER    into FOLDER
+    python tools/build_docs.py --output FOLDER    into FOLDER/_docs
 
 nbdev processes the notebooks. Quarto then renders the site by _quarto.yml where it is installed; where it is not, nbconvert renders the same
 pages without the site's frame. nbdev's own commands would fetch and install Quarto when they miss it; they are not called here.
@@ -54,15 +54,16 @@ def tables(documentation: str) -> str:
             lines += ["", f"| **{heading[1]}** | |", "| --- | --- |"]
             section = True
         elif entry:
-            lines.append(f"| `{entry[1]}` | {cell(entry[2])} |")
+            lines.append(f"| `{entry[1]}` | {in_cell(entry[2])} |")
         elif lines[-1].startswith("| ") and not lines[-1].startswith("| ---") and line.startswith("     "):
-            lines[-1] = f"{lines[-1][:-2]} {cell(line.strip())} |"
+            lines[-1] = f"{lines[-1][:-2]} {in_cell(line.strip())} |"
         else:
-            lines.append(f"| | {cell(line.strip())} |")
+            lines.append(f"| | {in_cell(line.strip())} |")
     return "\n".join(lines)
 
 
-def cell(text: str) -> str:
+def in_cell(text: str) -> str:
+    """Keep a text from ending its cell of a table."""
     return text.replace("|", "\\|")
 
 
@@ -122,9 +123,10 @@ def render(processed: Path, pages: Path) -> None:
 
 
 def main() -> int:
+    """Process the notebooks in a temporary project, and render them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "_docs", metavar="FOLDER", help="where the pages go; default: _docs")
-    output = parser.parse_args().output.resolve()
+    parser.add_argument("--output", type=Path, default=ROOT, metavar="FOLDER", help="where _docs goes; default: the project")
+    output = parser.parse_args().output.resolve() / "_docs"
     gc.disable()  # this ends soon: collecting garbage would take longer than it saves
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary)

@@ -100,9 +100,9 @@ def book() -> bool:
 def docs() -> bool:
     """nbdev's own pages: every notebook is processed and rendered, and every name that the package offers is documented there."""
     with tempfile.TemporaryDirectory() as temporary:
-        pages = Path(temporary) / "docs"
-        if not run(sys.executable, "tools/build_docs.py", "--output", str(pages)):
+        if not run(sys.executable, "tools/build_docs.py", "--output", temporary):
             return False
+        pages = Path(temporary) / "_docs"
         text = {path.name: path.read_text(encoding="utf-8") for path in pages.glob("*.html")}
         missing = []
         for module in sorted((ROOT / "cucn_nb").rglob("*.py")):

@@ -2,7 +2,7 @@
 
     python tools/pretrain_trunk.py faces_trunk.safetensors      once: what the cells on the embedded faces start from
     python tools/run_experiments.py faces --trunk faces_trunk.safetensors      settings x label noise x seeds on the embedded faces
-    python tools/run_experiments.py fer2013 --data FOLDER       FER2013 with FERPlus's votes beside it, about five hours on two cores
+    python tools/run_experiments.py fer2013 --data FOLDER       FER2013 with FERPlus's votes beside it, some hours on two cores
     python tools/run_experiments.py ... --part 2/4              the second of four jobs
     python tools/run_experiments.py fer2013 --data FOLDER --seeds 5 --epochs 60      where a GPU is at hand; into results/experiments/fer2013-60
 
@@ -24,6 +24,13 @@ GRIDS = {
 }
 
 
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def main() -> None:
     """Run a grid, or a part of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,14 +38,14 @@ def main() -> None:
     parser.add_argument("--data", help="folder or csv of FER2013")
     parser.add_argument("--trunk", help="weights that every cell on the embedded faces starts from")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="run every N-th cell from the I-th on")
-    parser.add_argument("--seeds", type=int, help="repetitions")
-    parser.add_argument("--epochs", type=int, help="a longer or shorter schedule; its records go to a folder of their own")
+    parser.add_argument("--seeds", type=positive, help="repetitions")
+    parser.add_argument("--epochs", type=positive, help="a longer or shorter schedule; its records go to a folder of their own")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="folder for unfinished runs")
     arguments = parser.parse_args()
     if (arguments.grid == "fer2013") != (arguments.data is not None) or (arguments.grid == "faces") != (arguments.trunk is not None):
         parser.error("fer2013 takes --data, the folder of the official csv; faces takes --trunk, what tools/pretrain_trunk.py has written")
     index, _, of = arguments.part.partition("/")
-    if not (index.isdigit() and of.isdigit()):
+    if not (index.isdigit() and of.isdigit() and 1 <= int(index) <= int(of)):
         parser.error(f"--part {arguments.part}: give I/N, such as 2/4")
     grid, name = GRIDS[arguments.grid], arguments.grid
     grid = replace(grid, source=arguments.data) if arguments.data else replace(grid, weights=arguments.trunk)
