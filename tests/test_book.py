@@ -96,3 +96,10 @@ def test_uses_no_syntax_that_only_the_book_reads(name):
         if cell.cell_type == "markdown":
             found = re.search(r"\{[a-z:]+\}`[^`\n]+`|^\([\w-]+\)=$|^:::|^```\{", cell.source, re.M)
             assert not found, found[0]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_leaves_no_temporary_folder(name):
+    code = "\n".join(cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "code")
+    assert "mkdtemp(" not in code, "a folder that nobody removes: use tempfile.TemporaryDirectory"
+    assert len(re.findall(r"^\w+ = tempfile\.TemporaryDirectory\(", code, re.M)) == len(re.findall(r"^\w+\.cleanup\(\)", code, re.M))
