@@ -26,8 +26,8 @@ def test_a_changed_record_changes_the_table(tmp_path):
     stored = nbformat.read(TABLES, as_version=4)
     record = sorted((tmp_path / "results" / "experiments" / "faces").glob("cross_entropy-noise0-seed*.json"))[0]
     changed = json.loads(record.read_text("utf-8"))
-    assert changed["evaluation"]["mean"] < 0.99
-    changed["evaluation"]["mean"] = 0.999
+    for name in ("mean", "overall"):  # equal on a balanced test set; a little less, so that what the chapter says of its numbers still holds
+        changed["evaluation"][name] -= 0.01
     record.write_text(json.dumps(changed), "utf-8")
     published = json.loads((tmp_path / "results" / "published.json").read_text("utf-8"))
     published["cucn_table1"]["rows"]["VTFF"]["raf_db"] = 12.34
