@@ -6,14 +6,16 @@
 __all__ = ['VALIDATION', 'Train', 'Evaluate', 'predictions_csv', 'Report', 'Compare', 'Predict', 'Explain', 'Data', 'Faces',
            'Info', 'main', 'command']
 
-# %% ../nbs/53_cli.ipynb #16baaba4
+# %% ../nbs/53_cli.ipynb #99718ae9
 import csv
 import io
 import json
 import os
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +23,7 @@ from typing import Annotated, Any, Literal
 # %% ../nbs/53_cli.ipynb #3a99c27f
 import tyro
 
-# %% ../nbs/53_cli.ipynb #9e56b9b8
+# %% ../nbs/53_cli.ipynb #793be4ea
 VALIDATION = 0.1  # share of the training images that is cut off for validation
 
 
@@ -36,7 +38,16 @@ class Train:
 
     out: Annotated[Path | None, _optional("FOLDER")] = None  # folder for the run; must be new or empty
     method: Literal["cucn", "rul", "mek", "cross_entropy"] = "cucn"  # what to train
-    data: str = "faces"  # "faces" (rendered, embedded), a folder of class folders or in RAF-DB's layout, or FER2013's folder or csv
+    data: str = "faces"  # "faces" (rendered, embedded), a folder or a csv; `cucn data PATH` says what is recognised there
+    layout: Annotated[str | None, _optional("LAYOUT")] = None  # what the data is, where it cannot be recognised, such as "raf-db folders"
+    num_classes: Annotated[Literal[7, 8] | None, _optional("{7,8}")] = None  # 7 leaves contempt out of AffectNet or FERPlus; default: all classes
+    rule: Literal["strict", "argmax"] = "strict"  # which majority of FERPlus's votes makes a label
+    bad: Literal["strict", "quarantine"] = "strict"  # files that cannot be used: stop with their list, or leave them out and write it
+    cache: Annotated[Path | None, _optional("FOLDER")] = None  # keep decoded images there, to be mapped into memory; default: decode every time
+    imbalance: Annotated[float | None, _optional("FLOAT")] = None  # thin the training classes out to this ratio of the largest to the smallest
+    noise: Annotated[float | None, _optional("FLOAT")] = None  # change each training label with this probability; the run says how many changed
+    noise_list: Annotated[Path | None, _optional("FILE")] = None  # take the training labels from a published list of noisy ones
+    sampling: Literal["shuffled", "balanced"] = "shuffled"  # each image once an epoch, or each class equally often
     preset: Literal["scratch", "paper", "raf-db", "mek"] = "scratch"  # random weights and few epochs; as CUCN prints; RUL's for RAF-DB; MEK's
     # weights of the classes in the loss: none, inverse, inverse_sqrt or effective; default: inverse for cucn and mek, else none
     weight_scheme: Annotated[Literal["none", "inverse", "inverse_sqrt", "effective"] | None, _optional("SCHEME")] = None
@@ -57,9 +68,12 @@ class Train:
     def __call__(self) -> None:
         """Run the command."""
         if self.resume is not None:
+            changed = [field.name for field in fields(self) if field.name != "resume" and getattr(self, field.name) != field.default]
+            if changed:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+                raise ValueError(f"{flags}: a resumed run takes everything from its folder; leave {'it' if len(changed) == 1 else 'them'} out")
             return _resume(self.resume)
-        if self.out is None:
-            raise ValueError("--out is missing: say where the run is to be written")
+        out = self._place()
         import torch
 
         from cucn_nb import methods
@@ -67,27 +81,110 @@ class Train:
 
         changes: dict[str, Any] = {k: v for k, v in {"epochs": self.epochs, "batch_size": self.batch_size, "image_size": self.image_size}.items()
                                    if v is not None}
-        config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision, **changes)
-        train, valid = _read_training(self.data, config.image_size, self.seed)
-        given = {"weight_scheme": self.weight_scheme, "cbam": self.cbam and self.cbam == "yes",
+        config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision, sampling=self.sampling, **changes)
+        facts = _facts(self)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        train, valid = _read_training(self.data, facts, config.image_size, out.with_name(f"{out.name}-left-out"))
+        settings = {"weight_scheme": self.weight_scheme, "cbam": self.cbam and self.cbam == "yes",
                  "consistency": self.consistency, "epsilon": self.epsilon}
-        options = {name: value for name, value in given.items() if value is not None}
+        options = {name: value for name, value in settings.items() if value is not None}
         stem = self.stem or ("small" if train.image_size < 64 else "imagenet")
         torch.manual_seed(self.seed)
         method = methods.create(self.method, train.num_classes, train.counts, train.image_size, self.depth, stem, self.weights, **options)
         _say_data(train, valid)
-        source = self.data if self.data == "faces" else str(Path(self.data).resolve())
-        fit(method, train, valid, config, self.out, provenance={"source": source, "validation": {"fraction": VALIDATION, "seed": self.seed}})
-        _finish(self.out)
+        fit(method, train, valid, config, out, provenance=facts)
+        _finish(out)
 
-# %% ../nbs/53_cli.ipynb #ff0630b6
-def _read_training(source: str, image_size: int | None, seed: int) -> tuple[Any, Any]:
-    """Read the training images and cut validation off."""
-    from cucn_nb import datasets, protocols
+    def _place(self) -> Path:
+        """The folder of the run, once all is refused that could only fail later or would spoil the data."""
+        if self.out is None:
+            raise ValueError("--out is missing: say where the run is to be written")
+        if not self.out.name:
+            raise ValueError(f"--out {self.out} has no name: name a folder")
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"{self.out} is not empty: choose another folder, or resume the run in it")
+        if Path(self.data).is_dir() and self.data != "faces" and self.out.resolve().is_relative_to(Path(self.data).resolve()):
+            raise ValueError(f"--out {self.out} lies within the data, which would change by it: name a folder outside")
+        if self.noise is not None and self.noise_list is not None:
+            raise ValueError("--noise and --noise-list both say which labels are wrong: give one of them")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: give 0 or more")
+        return self.out
 
-    return protocols.stratified_split(datasets.read(source, "train", image_size), VALIDATION, seed)
+# %% ../nbs/53_cli.ipynb #3f97e848
+def _facts(asked: Train) -> dict[str, Any]:
+    """What a run's images are made of, as it is kept in config.json."""
+    from cucn_nb import datasets
+
+    reading = {"layout": asked.layout, "num_classes": asked.num_classes, "rule": asked.rule, "bad": asked.bad,
+               "cache": asked.cache and os.path.abspath(asked.cache)}
+    protocol = {"imbalance": asked.imbalance, "noise": asked.noise, "noise_list": asked.noise_list and os.path.abspath(asked.noise_list)}
+    source = asked.data if asked.data == "faces" else os.path.abspath(asked.data)
+    found = datasets.open(asked.data, **_how(reading))
+    print(found)
+    _say_verdict(found, asked.rule)
+    own = "valid" in found.splits
+    return {"source": source, "reading": reading, "validation": {"own": True} if own else {"fraction": VALIDATION, "seed": asked.seed},
+            "protocol": {**protocol, "seed": asked.seed}}
 
 
+def _say_verdict(found: Any, rule: str) -> None:
+    """Print how many images the lists name beside the published counts, where there are such."""
+    from cucn_nb.expressions import Expression
+    from cucn_nb.survey import PUBLISHED, TOTALS, verdict
+
+    layout = "ferplus argmax" if found.layout == "ferplus" and rule == "argmax" else found.layout
+    if layout in (*PUBLISHED, *TOTALS) and found.splits:
+        words = {split: Counter(listing.classes[label] for label in listing.labels) for split, listing in found.splits.items()}
+        width = max(len(listing.classes) for listing in found.splits.values())
+        print(f"verdict: {verdict(layout, {split: tuple(counts[e.label] for e in Expression)[:width] for split, counts in words.items()})}")
+
+
+def _how(reading: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `datasets.open` that a run was given."""
+    return {"layout": reading.get("layout"), "num_classes": reading.get("num_classes"), "rule": reading.get("rule", "strict")}
+
+
+def _read(source: str, reading: dict[str, Any], split: str, image_size: int | None, left_out: Path | None) -> Any:
+    """Read a split as a run asks for it; what is left out, if anything may be, is listed in `left_out`-SPLIT.csv (of a cache, for
+    all splits, in `left_out`.csv), or nowhere when it was before."""
+    from cucn_nb import datasets
+    from cucn_nb.cache import cached
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        lists = Path(nowhere, "left-out") if left_out is None else left_out
+        listed = lists.with_name(lists.name + ("" if reading.get("cache") else f"-{split}") + ".csv") if reading.get("bad") == "quarantine" else None
+        if not reading.get("cache"):
+            data = datasets.read(source, split, image_size, listed, **_how(reading))
+        else:
+            found = cached(source, reading["cache"], image_size, listed, **_how(reading))
+            if split not in found:
+                raise ValueError(f"{source}: no {split} split in it, only {' and '.join(found)}")
+            data = found[split]
+    if left_out is not None and listed is not None:
+        print(f"wrote {listed}, what is left out and why")
+    return data
+
+# %% ../nbs/53_cli.ipynb #1f3c419b
+def _read_training(source: str, facts: dict[str, Any], image_size: int | None, left_out: Path | None) -> tuple[Any, Any]:
+    """Read a run's training and validation images; `left_out` as for `_read`."""
+    from cucn_nb import protocols
+
+    reading, protocol = facts.get("reading", {}), facts.get("protocol", {})
+    train = _read(source, reading, "train", image_size, left_out)
+    if facts["validation"].get("own"):
+        valid = _read(source, reading, "valid", image_size, left_out)
+    else:
+        train, valid = protocols.stratified_split(train, facts["validation"]["fraction"], facts["validation"]["seed"])
+    if protocol.get("imbalance") is not None:
+        train = protocols.imbalance(train, protocol["imbalance"], protocol["seed"])
+    if protocol.get("noise") is not None:
+        train = protocols.symmetric_noise(train, protocol["noise"], protocol["seed"])
+    if protocol.get("noise_list") is not None:
+        train = protocols.listed_noise(train, protocol["noise_list"])
+    return train, valid
+
+# %% ../nbs/53_cli.ipynb #45e8d16d
 def _source(record: dict[str, Any]) -> str:
     """Say where a run's data came from."""
     if "source" not in record:
@@ -95,16 +192,28 @@ def _source(record: dict[str, Any]) -> str:
     return record["source"]
 
 
-def _same_training(record: dict[str, Any]) -> tuple[Any, Any]:
+def _size(record: dict[str, Any]) -> int | None:
+    """The size that a run's images are asked for; of a cache the one that it was made for, so that it is not made again."""
+    return record["training"]["image_size"] if record.get("reading", {}).get("cache") else record["method"]["image_size"]
+
+
+def _lists(record: dict[str, Any]) -> str:
+    """The list of noisy labels, if a run has one, for a message."""
+    listed = record.get("protocol", {}).get("noise_list")
+    return f" or {listed}" if listed else ""
+
+
+def _same_training(record: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     """Read a run's training and validation images again, and make sure that they are the same."""
-    parts = _read_training(_source(record), record["method"]["image_size"], record["validation"]["seed"])
+    parts = _read_training(_source(record), record, _size(record), None)
     for data in parts:
         known = record["data"][data.split]["fingerprint"]
         if data.fingerprint() != known:
-            raise ValueError(f"{record['source']} has changed since the run began: fingerprint of {data.split} {known}, now {data.fingerprint()}")
+            raise ValueError(f"{record['source']}{_lists(record)} has changed since the run began: fingerprint of {data.split} {known}, "
+                             f"now {data.fingerprint()}")
     return parts
 
-
+# %% ../nbs/53_cli.ipynb #d63c294f
 def _resume(folder: Path) -> None:
     """Go on with a run, all settings from its folder."""
     import torch
@@ -116,7 +225,7 @@ def _resume(folder: Path) -> None:
     record, config = read_record(folder)
     if load_state(folder / "state.pt")["epoch"] >= config.epochs and len(load_run(folder).history) >= config.epochs:
         raise ValueError(f"{folder} is finished: all {config.epochs} epochs are done, nothing is left to resume")
-    train, valid = _same_training(record)
+    train, valid = _same_training(record, folder)
     torch.manual_seed(config.seed)
     method = methods.create(**{**record["method"], "weights": None})
     method.settings, method.backbone.weights_origin = record["method"], record["weights"]
@@ -128,8 +237,14 @@ def _say_data(train: Any, valid: Any) -> None:
     """Print what is trained on."""
     print(f"data {train.name}: {len(train)} training and {len(valid)} validation images of {train.image_size} pixels")
     print("training images: " + ", ".join(f"{name} {n}" for name, n in zip(train.classes, train.counts.tolist(), strict=True)))
-    for note in train.notes:
-        print(f"note: {note}")
+    _say_notes(train)
+    _say_notes(replace(valid, notes=tuple(note for note in valid.notes if note not in train.notes)))
+
+
+def _say_notes(data: Any) -> None:
+    """Print what was left out or changed."""
+    for note in data.notes:
+        print(f"note: {data.split}: {note}")
 
 
 def _save_figure(axes: Any, path: Path, line: str) -> None:
@@ -157,7 +272,7 @@ def _finish(folder: Path) -> None:
     _save_figure(plots.training_curves(run.history), folder / "training.png", line)
     print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder} (where there are none: --split valid)")
 
-# %% ../nbs/53_cli.ipynb #dafe846a
+# %% ../nbs/53_cli.ipynb #27516a49
 @dataclass(frozen=True)
 class Evaluate:
     """Judge a run on the test images: recalls, calibration and uncertainty, with intervals; writes evaluation.json into the run."""
@@ -180,6 +295,7 @@ class Evaluate:
                    "notes": list(data.notes)}
         text = json.dumps(summary, indent=1) + "\n"
         line = origin(run, data.name, data.split, len(data), summary["fingerprint"])
+        _say_notes(data)
         print(accuracy_table(summary))
         print(uncertainty_table(summary))
         print(line)
@@ -191,7 +307,7 @@ class Evaluate:
             write_atomic(self.json, text)
         print(f"wrote evaluation{suffix}.json, predictions{suffix}.csv and confusion{suffix}.png in {self.run}")
 
-# %% ../nbs/53_cli.ipynb #6a9460f9
+# %% ../nbs/53_cli.ipynb #28398d65
 def _writable(flag: str, path: Path | None) -> None:
     """Make sure before the work that a file can be written there."""
     if path is not None and path.is_dir():
@@ -211,20 +327,38 @@ def _load(folder: Path) -> Any:
     return run
 
 
+def _elsewhere(reading: dict[str, Any], source: str) -> dict[str, Any]:
+    """What of a run's way to read holds for another source: the choice of classes and the rule, where its layout has them."""
+    from cucn_nb.layouts import recognise
+
+    layout = "faces" if source == "faces" else recognise(source)[0]
+    kept = {"ferplus": ("num_classes", "rule"), "affectnet csv": ("num_classes",), "affectnet npy": ("num_classes",),
+            "affectnet folders": ("num_classes",)}
+    return {name: reading[name] for name in kept.get(layout, ()) if name in reading}
+
+
 def _judged(folder: Path, source: str | None, split: str) -> tuple[Any, Any, Any, str]:
     """Judge a run: the run, the data, the report, and what is added to the names of files unless it is the run's own test."""
     from cucn_nb import datasets
     from cucn_nb.metrics import evaluate
 
     run = _load(folder)
-    name, size = source or _source(run.record), run.method.settings["image_size"]
+    name = source or _source(run.record)
+    reading = run.record.get("reading", {}) if source is None else _elsewhere(run.record.get("reading", {}), source)
     try:
-        data = datasets.read(name, split, size) if split == "test" or source is not None else _same_training(run.record)[split == "valid"]
+        if source is not None:
+            data = _read(name, reading, split, run.method.settings["image_size"], None)
+        elif split == "test":
+            data = _read(name, reading, split, _size(run.record), folder / "left-out")
+        else:
+            data = _same_training(run.record, folder)[split == "valid"]
     except datasets.DataError as error:
         hint = "; the images set apart from training can be judged with --split valid" if source is None and "no test split" in str(error) else ""
         raise ValueError(f"{error}{hint}") from None
     if data.classes != run.classes:
         raise ValueError(f"{name} has the classes {', '.join(data.classes)}, the run {', '.join(run.classes)}: they must be the same")
+    if _saw_grey(run) and data.images.shape[1] == 3:
+        data = datasets.as_grey(data)
     suffix = "" if split == "test" and source is None else f"-{data.name}-{data.split}" + ("" if source is None else f"-{data.fingerprint()[:8]}")
     return run, data, evaluate(run.method, data), suffix
 
@@ -326,7 +460,7 @@ def _some(images: tuple[Path, ...]) -> tuple[Path, ...]:
         raise ValueError("no image is named: give one or more image files")
     return images
 
-# %% ../nbs/53_cli.ipynb #84233d03
+# %% ../nbs/53_cli.ipynb #1db1ce9c
 @dataclass(frozen=True)
 class Explain:
     """Show where a network looked: for each face Grad-CAM of the answer, of a class of your choice, and CBAM's spatial gate."""
@@ -342,9 +476,10 @@ class Explain:
         """Run the command."""
         import torch
 
-        from cucn_nb import datasets, predict
+        from cucn_nb import predict
         from cucn_nb.explain import panel
         from cucn_nb.expressions import parse
+        from cucn_nb.images import read_image
 
         run = _load(self.run)
         label = None if self.label is None else parse(self.label).label
@@ -354,7 +489,7 @@ class Explain:
         finder = None if self.cropped else predict.FaceFinder()
         grey, side = _saw_grey(run), max(160, run.method.settings["image_size"])
         for path, target in targets.items():
-            image = datasets.read_image(path)
+            image = read_image(path)
             if finder is None:
                 cuts = [predict.whole(image, side, grey)]
             else:
@@ -383,19 +518,38 @@ def _targets(images: tuple[Path, ...], folder: Path) -> dict[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return targets
 
-# %% ../nbs/53_cli.ipynb #73185c4e
+# %% ../nbs/53_cli.ipynb #4a056d5b
 @dataclass(frozen=True)
 class Data:
-    """Say what lies in a folder or file: its layout, counts per class and split, and whether they are the published ones."""
+    """Go through a folder or csv of images and say what it holds: layout, counts beside the published ones, bad files, copies, a verdict."""
 
-    # a folder of class folders or in RAF-DB's layout, FER2013's folder or csv, or "faces"
-    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]  # a folder, a csv file, or "faces"
+    layout: Annotated[str | None, _optional("LAYOUT")] = None  # what it is, where it cannot be recognised, such as "raf-db folders"
+    num_classes: Annotated[Literal[7, 8] | None, _optional("{7,8}")] = None  # 7 leaves contempt out of AffectNet or FERPlus; default: all classes
+    rule: Literal["strict", "argmax"] = "strict"  # which majority of FERPlus's votes makes a label
+    manifest: Annotated[Path | None, _optional("FILE")] = None  # write a line an image with its hash, to be compared with somebody else's
+    against: Annotated[Path | None, _optional("FILE")] = None  # a manifest to compare with
 
     def __call__(self) -> None:
         """Run the command."""
-        from cucn_nb.datasets import survey
+        from cucn_nb.images import REFUSED, DataError
+        from cucn_nb.survey import differences, read_manifest, survey, write_manifest
 
-        print(survey(self.path))
+        other = None if self.against is None else read_manifest(self.against)
+        _writable("--manifest", self.manifest)
+        found = survey(self.path, self.layout, self.num_classes, self.rule)
+        print(found)
+        if self.manifest is not None:
+            write_manifest(found.manifest, self.manifest)
+            print(f"wrote {self.manifest}, {len(found.manifest):,} images")
+        if other is not None:
+            lines = differences(found.manifest, other)
+            print(*lines or [f"the same images under the same labels in the same splits as {self.against}"], sep="\n")
+        bad = sum(entry.verdict in REFUSED for entry in found.manifest)
+        if other is not None and lines:
+            raise SystemExit(1)
+        if bad:
+            raise DataError(f"{self.path}: {bad} of {len(found.manifest)} images cannot be used; mend them, or train with --bad quarantine")
 
 # %% ../nbs/53_cli.ipynb #059e469d
 @dataclass(frozen=True)
@@ -420,7 +574,7 @@ class Faces:
         print(f"wrote {self.count} rendered faces to {self.out}; seed {self.seed}, {self.size} pixels")
         print(RENDERED)
 
-# %% ../nbs/53_cli.ipynb #8afb22cc
+# %% ../nbs/53_cli.ipynb #c2935b72
 @dataclass(frozen=True)
 class Info:
     """Say what is installed: versions, device, methods, and the embedded faces with their licence."""
@@ -430,7 +584,7 @@ class Info:
         import torch
 
         from cucn_nb import methods
-        from cucn_nb.datasets import read_faces
+        from cucn_nb.datasets import read
         from cucn_nb.training import environment
 
         facts = environment("cuda" if torch.cuda.is_available() else "cpu")
@@ -438,19 +592,20 @@ class Info:
             print(f"{name:>14}  {value}")
         print(f"{'methods':>14}  {', '.join(methods.names())}")
         for split in ("train", "test"):
-            data = read_faces(split)
+            data = read("faces", split)
             print(f"{'faces/' + split:>14}  {len(data)} images, {data.image_size} pixels, fingerprint {data.fingerprint()}")
         assets = sorted(p.name for p in files("cucn_nb").joinpath("assets").iterdir() if p.name.endswith(".md"))
         print(f"{'licence':>14}  code Apache-2.0; faces rendered from CC0 assets: {', '.join(assets)} in the package's folder assets")
 
-# %% ../nbs/53_cli.ipynb #48a4d539
+# %% ../nbs/53_cli.ipynb #683c1df5
 def main(arguments: list[str] | None = None) -> None:
     """Run the command `cucn`.
 
     Args:
         arguments: words after `cucn`; None takes them from the shell.
     Raises:
-        SystemExit: 2 with one line on stderr for bad input, 130 when interrupted, 1 when training cannot go on.
+        SystemExit: 2 with one line on stderr for bad input (and one for each image that cannot be used), 130 when interrupted, 1 when training
+            cannot go on or two manifests differ.
     """
     kinds: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "report": Report, "compare": Compare, "explain": Explain,
                                             "predict": Predict, "data": Data, "faces": Faces, "info": Info}
@@ -460,6 +615,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command()
     except (ValueError, OSError) as error:
+        bad = getattr(error, "bad", ())  # of datasets.BadFiles, whose message names the first three
+        for split, path, _, verdict in bad if len(bad) > 3 else ():
+            print(f"{split}: {path}: {verdict.kind}, {verdict.words}", file=sys.stderr)
         print(f"cucn: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-# %% ../nbs/42_experiments.ipynb #4d9df1cd
+# %% ../nbs/42_experiments.ipynb #1cafa327
 from . import datasets, methods, protocols
 from .checkpoint import write_atomic
 from .datasets import FaceDataset
 from .metrics import Report, evaluate, judge, judge_uncertainty
-from .training import TrainConfig, fit
+from .training import LATER, TrainConfig, fit
 
 # %% ../nbs/42_experiments.ipynb #d57502a4
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -105,7 +105,7 @@ def divided(report: Report, counts: torch.Tensor) -> dict[str, Any]:
     p = report.probabilities / counts.to(report.probabilities)
     return replace(report, probabilities=p / p.sum(1, keepdim=True)).summary()
 
-# %% ../nbs/42_experiments.ipynb #b3c7b0e4
+# %% ../nbs/42_experiments.ipynb #0020ed09
 class _Made:
     """What a cell trains: made anew before every training and before every look at a record."""
 
@@ -128,7 +128,7 @@ class _Made:
 
 def _run_cell(made: _Made, folder: Path) -> dict[str, Any]:
     """Train and judge a cell; one that was cut off goes on after its last finished epoch, within the first it begins again."""
-    if not (folder / "state.pt").exists():  # nothing that could be gone on with; the lock says that nobody is at it
+    if not any(folder.glob("state*.pt")):  # nothing that could be gone on with; the lock says that nobody is at it
         shutil.rmtree(folder, ignore_errors=True)
     provenance = {"validation": made.promise["validation"]}
     run = fit(made.method, made.train, made.valid, made.config, folder, resume=folder.exists(), provenance=provenance, verbose=False)
@@ -140,7 +140,7 @@ def _run_cell(made: _Made, folder: Path) -> dict[str, Any]:
             "evaluation": judge(report), "divided": divided(report, made.train.counts),
             "uncertainties": uncertainties(report), "valid_uncertainties": uncertainties(evaluate(run.method, made.valid))}
 
-# %% ../nbs/42_experiments.ipynb #a2949fe1
+# %% ../nbs/42_experiments.ipynb #6377ccc0
 def _as_text(record: dict[str, Any]) -> str:
     """Write a record as JSON, a list of numbers on one line."""
     return re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\s+", " ", row[0]), json.dumps(record, indent=1)) + "\n"
@@ -150,7 +150,7 @@ def _checked(path: Path, made: _Made) -> dict[str, Any]:
     """Read a record and make sure that it is what the cell promises."""
     try:
         record = json.loads(path.read_text("utf-8"))
-        said = {name: record[name] for name in ("cell", "weights", "validation", "method", "training")}
+        said = {name: record[name] for name in ("cell", "weights", "validation", "method")} | {"training": LATER | record["training"]}
         said["fingerprints"] = {"train": record["data"]["train"]["fingerprint"], "valid": record["data"]["valid"]["fingerprint"],
                                 "test": record["evaluation"]["fingerprint"]}
     except (ValueError, KeyError, TypeError) as error:

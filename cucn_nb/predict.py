@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-# %% ../nbs/50_predict.ipynb #70e44793
-from .datasets import read_image
+# %% ../nbs/50_predict.ipynb #4fcff73f
+from .images import read_image
 from .methods.base import Method
 
 # %% ../nbs/50_predict.ipynb #ec780c4f

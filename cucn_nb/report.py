@@ -19,11 +19,11 @@ import torch
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-# %% ../nbs/51_report.ipynb #00cc5eb0
+# %% ../nbs/51_report.ipynb #a6fe7c92
 from . import plots
 from .checkpoint import write_atomic
 from .class_weights import class_weights
-from .datasets import FaceDataset
+from .datasets import FaceDataset, as_pieces
 from .explain import panel
 from .metrics import Report, judge, judge_uncertainty, paired_bootstrap
 from .training import Run, environment, read_record
@@ -183,7 +183,7 @@ def _tables(run: Run, report: Report, data: FaceDataset) -> dict[str, Any]:
             "parts": trained + [judged] * all(fingerprint != part["fingerprint"] for part in trained),
             "data_notes": [*dict.fromkeys([*train["notes"], *data.notes])]}
 
-# %% ../nbs/51_report.ipynb #befdd329
+# %% ../nbs/51_report.ipynb #e61736b7
 def write_report(folder: str | Path, run: Run, report: Report, data: FaceDataset, path: str | Path | None = None, faces: bool = True) -> Path:
     """Write a run as one HTML page that needs nothing else.
 
@@ -206,7 +206,7 @@ def write_report(folder: str | Path, run: Run, report: Report, data: FaceDataset
     free = replace(report, uncertainty=1 - report.probabilities.amax(1))
     judged, asked = judge(report), judge_uncertainty(free)
     machine = json.loads((Path(folder) / "environment.json").read_text("utf-8"))
-    figures = _drawings(run, report) | (_galleries(run, report, torch.as_tensor(data.images)) if faces else {})
+    figures = _drawings(run, report) | (_galleries(run, report, torch.cat(list(as_pieces(data.images)))) if faces else {})
     template = Environment(loader=PackageLoader("cucn_nb", "assets"), autoescape=True, undefined=StrictUndefined).get_template("report.html")
     page = template.render(
         judged=judged, notes=_notes(run, report, judged) + _note_on_uncertainty(report, free), questions=_question_rows(judged, asked),

@@ -1,6 +1,9 @@
-"""Bad data, one clear line each: the container, folders, RAF-DB, FER2013's csv, and the validation split; what a survey says of each."""
-import os
-import warnings
+"""What is read of folders, RAF-DB, FER2013's csv and the embedded faces; bad data, one clear line each; and the validation split.
+
+Which layouts are recognised and listed is held by test_layouts.py, single files by test_images.py, caches by test_cache.py.
+"""
+
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,22 +13,11 @@ import torch
 from PIL import Image
 
 from cucn_nb import faces
-from cucn_nb.datasets import (
-    PUBLISHED,
-    DataError,
-    FaceDataset,
-    layout,
-    read,
-    read_fer2013,
-    read_folder,
-    read_image,
-    read_raf_db,
-    resize,
-    survey,
-    verdict,
-)
+from cucn_nb.datasets import BadFiles, DataError, FaceDataset, open, read, resize
 from cucn_nb.expressions import FER2013, RAF_DB, Expression
+from cucn_nb.layouts import SPLITS, listings
 from cucn_nb.protocols import stratified_split, valid_indices
+from cucn_nb.survey import PUBLISHED, survey, verdict
 
 draw = np.random.default_rng(0)
 HEADER = "emotion,pixels,Usage"
@@ -59,35 +51,28 @@ def album(tmp_path: Path) -> Path:
 
 def test_splits_share_one_label_order(album: Path) -> None:
     picture(album / "train" / "Surprised" / "a.png")
-    train, valid, test = (read_folder(album, split) for split in ("train", "valid", "test"))
+    train, valid, test = (read(album, split) for split in ("train", "valid", "test"))
     assert train.classes == valid.classes == test.classes == ("surprise", "happiness", "sadness")
     assert [d.counts.tolist() for d in (train, valid, test)] == [[1, 3, 3], [0, 3, 3], [0, 3, 0]]
     assert test.sources == ("test/happy/0.png", "test/happy/1.png", "test/happy/2.png") and train.name == "album"
 
 
 def test_reading_twice_is_the_same(album: Path) -> None:
-    assert read_folder(album).fingerprint() == read_folder(album).fingerprint() != read_folder(album, "valid").fingerprint()
+    assert read(album).fingerprint() == read(album).fingerprint() != read(album, "valid").fingerprint()
 
 
 def test_flat_folder_is_train(tmp_path: Path) -> None:
     picture(tmp_path / "flat" / "FEAR" / "a.png")
     assert read(tmp_path / "flat").classes == ("fear",)
     with pytest.raises(DataError) as error:
-        read_folder(tmp_path / "flat", "valid")
+        read(tmp_path / "flat", "valid")
     one_line(error, "flat", "no valid split", "train")
-
-
-def test_left_behind_files_are_ignored(album: Path) -> None:
-    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
-        (album / "train" / "happy" / name).write_bytes(b"x")
-    (album / ".cache").mkdir()
-    assert len(read_folder(album)) == 6
 
 
 def test_documents_beside_folders_are_noted(album: Path) -> None:
     for place in ("labels.csv", "README.md", "train/faces.csv", "test/list.txt"):
         (album / place).write_text("x")
-    data = read_folder(album)
+    data = read(album)
     assert len(data) == 6 and data.notes == ("README.md not read", "labels.csv not read", "train/faces.csv not read")
 
 
@@ -99,27 +84,18 @@ def test_embedded_faces_written_as_folders(tmp_path: Path) -> None:
     assert data.classes == tuple(e.label for e in faces.SHOWN) and data.counts.tolist() == np.bincount(made.labels, minlength=7).tolist()
 
 
-@pytest.mark.parametrize(("mode", "suffix", "channels"), [
-    ("L", "png", 1), ("1", "png", 1), ("LA", "png", 1), ("RGB", "png", 3), ("RGBA", "png", 3), ("P", "png", 3), ("CMYK", "jpg", 3), ("L", "jpg", 1),
-    ("RGB", "webp", 3), ("RGB", "bmp", 3)])
-def test_kinds_of_images(tmp_path: Path, mode: str, suffix: str, channels: int) -> None:
-    picture(tmp_path / "d" / "sad" / f"a.{suffix}", mode=mode)
-    data = read_folder(tmp_path / "d")
-    assert data.images.shape == (1, channels, 16, 16) and data.images.float().std() > 10
-
-
-def test_camera_rotation_is_obeyed(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to view
-    path = picture(tmp_path / "d" / "sad" / "a.png", exif=exif)
-    stored = np.asarray(Image.open(path))
-    assert np.array_equal(read_folder(tmp_path / "d").images[0, 0], np.rot90(stored, -1))
+@pytest.mark.parametrize(("modes", "channels"), [(("L", "1", "LA"), 1), (("RGB", "RGBA", "P"), 3), (("L", "RGB"), 3)])
+def test_one_channel_only_where_all_files_have_one(tmp_path: Path, modes: tuple[str, ...], channels: int) -> None:
+    for mode in modes:
+        picture(tmp_path / "d" / "sad" / f"{mode}.png", mode=mode)
+    data = read(tmp_path / "d")
+    assert data.images.shape == (len(modes), channels, 16, 16) and data.images.float().std() > 10
 
 
 def test_any_size_when_asked(tmp_path: Path) -> None:
     picture(tmp_path / "d" / "sad" / "a.png", (40, 30))
     picture(tmp_path / "d" / "sad" / "b.png", (10, 20), "RGB")
-    assert read_folder(tmp_path / "d", image_size=24).images.shape == (2, 3, 24, 24)
+    assert read(tmp_path / "d", image_size=24).images.shape == (2, 3, 24, 24)
 
 
 def test_two_ways_to_resize_agree(album: Path) -> None:
@@ -135,65 +111,25 @@ def remove(path: Path) -> None:
 
 
 FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "unknown label": (lambda r: picture(r / "train" / "feer" / "a.png"), ("album/train/feer", "unknown expression", "fear")),
-    "number as label": (lambda r: picture(r / "train" / "3" / "a.png"), ("album/train/3", "unknown expression")),
     "unknown label in another split": (lambda r: picture(r / "test" / "feer" / "a.png"), ("album/test/feer", "unknown expression")),
-    "class twice": (lambda r: picture(r / "train" / "Sadness" / "a.png"), ("album/train/sad", "Sadness")),
-    "empty class": (lambda r: remove(r / "train" / "sad"), ("album/train/sad", "empty")),
     "only hidden files": (lambda r: (remove(r / "train" / "sad"), (r / "train" / "sad" / ".x").touch()), ("album/train/sad", "empty")),
     "train lacks a class": (lambda r: picture(r / "test" / "anger" / "a.png"), ("album/train", "no folder for anger")),
-    "table among images": (lambda r: (r / "train" / "sad" / "a.csv").write_text("x"), ("album/train/sad/a.csv", "not an image")),
-    "split twice": (lambda r: picture(r / "valid" / "happy" / "a.png"), ("album/valid", "val")),
-    "file beside splits": (lambda r: picture(r / "a.png"), ("album/a.png", "move it away")),
+    "table among images": (lambda r: (r / "train" / "sad" / "a.csv").write_text("x"), ("album:", "train/sad/a.csv", "not an image")),
     "folder beside splits": (lambda r: (r / "extra").mkdir(), ("album/extra", "move it away")),
-    "file beside classes": (lambda r: picture(r / "train" / "a.png"), ("album/train/a.png", "class folder")),
-    "folder in a class": (lambda r: (r / "train" / "sad" / "more").mkdir(), ("album/train/sad/more", "folder inside")),
-    "text file": (lambda r: (r / "train" / "sad" / "list.txt").write_text("a b"), ("album/train/sad/list.txt", "not an image")),
-    "empty file": (lambda r: (r / "train" / "sad" / "0.png").write_bytes(b""), ("album/train/sad/0.png", "not an image")),
-    "other size": (lambda r: picture(r / "train" / "sad" / "9.png", (20, 20)), ("album/train/sad/9.png", "20x20", "16x16", "image size")),
+    "text file": (lambda r: (r / "train" / "sad" / "list.txt").write_text("a b"), ("album:", "train/sad/list.txt", "not an image")),
+    "other size": (lambda r: picture(r / "train" / "sad" / "9.png", (20, 20)), ("train/sad/9.png", "20x20", "16x16", "image size")),
     "not square": (lambda r: picture(r / "train" / "happy" / "00.png", (20, 16)), ("20x16", "image size")),
-    "16 bits": (lambda r: Image.fromarray(np.ones((16, 16), np.uint16)).save(r / "train" / "sad" / "9.png"), ("album/train/sad/9.png", "I;16")),
 }
 
 
 @pytest.mark.parametrize("fault", FOLDER_FAULTS)
 def test_folder_faults(album: Path, fault: str) -> None:
     spoil, words = FOLDER_FAULTS[fault]
-    assert len(read_folder(album)) == 6
+    assert len(read(album)) == 6
     spoil(album)
     with pytest.raises(DataError) as error:
-        read_folder(album)
+        read(album)
     one_line(error, *words)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
-def test_truncated_images(tmp_path: Path, suffix: str) -> None:
-    path = picture(tmp_path / "d" / "sad" / f"a.{suffix}", (64, 64))
-    good = path.read_bytes()
-    path.write_bytes(good[:len(good) // 2])
-    with pytest.raises(DataError) as error:
-        read_folder(tmp_path / "d")
-    one_line(error, f"d/sad/a.{suffix}", "image")
-
-
-def test_random_damage_never_escapes(tmp_path: Path) -> None:
-    """Flipped bytes either still decode or are a DataError, never another exception."""
-    random = np.random.default_rng(1)
-    refused = 0
-    for suffix in ("png", "jpg", "gif", "bmp", "webp"):
-        path = picture(tmp_path / "d" / "sad" / f"a.{suffix}", (32, 32), "RGB")
-        good = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        for _ in range(40):
-            bad = good.copy()
-            bad[random.integers(0, len(bad), 8)] = random.integers(0, 256, 8)
-            path.write_bytes(bad.tobytes())
-            try:
-                assert read_folder(tmp_path / "d", image_size=8).images.shape[2:] == (8, 8)
-            except DataError as error:
-                refused += 1
-                assert str(error).startswith(f"d/sad/a.{suffix}") and "\n" not in str(error)
-        path.unlink()
-    assert refused > 20
 
 
 @pytest.mark.parametrize("size", [0, -3])
@@ -201,7 +137,7 @@ def test_size_below_one(album: Path, size: int) -> None:
     with pytest.raises(DataError, match="at least 1"):
         read(album, "train", size)
     with pytest.raises(DataError, match="at least 1"):
-        resize(read_folder(album), size)
+        resize(read(album), size)
 
 
 @pytest.mark.parametrize("source", ["missing", "missing.csv", "missing/fer2013.csv"])
@@ -209,9 +145,9 @@ def test_missing_source(tmp_path: Path, source: str) -> None:
     with pytest.raises(DataError) as error:
         read(tmp_path / source)
     one_line(error, "no such file or folder", source)
-    for reader in (read_folder, read_fer2013):
+    for layout in ("class folders", "raf-db", "csv", "fer2013"):
         with pytest.raises(DataError) as error:
-            reader(tmp_path / source, "train")
+            read(tmp_path / source, layout=layout)
         one_line(error, "no such", source)
 
 
@@ -219,70 +155,79 @@ def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "hollow").mkdir()
     with pytest.raises(DataError) as error:
         read(tmp_path / "hollow")
+    one_line(error, "hollow", "no known layout")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "hollow", layout="class folders")
     one_line(error, "hollow", "no class folders")
 
 
 def test_split_that_does_not_exist(album: Path) -> None:
     with pytest.raises(DataError) as error:
-        read_folder(album, "dev")
-    one_line(error, "no dev split", "train, valid, test")
+        read(album, "dev")
+    one_line(error, "album", "no dev split", "train, valid, test")
 
 
-# One photo
+# What is left out
 
-KINDS = ["L.png", "1.png", "LA.png", "RGB.png", "RGBA.png", "P.png", "CMYK.jpg", "YCbCr.jpg", "RGB.webp", "RGBA.webp",
-         "RGB.bmp", "P.gif", "CMYK.tiff", "PA.tiff"]
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # the camera's note -> what it asks for
-    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
+def listed(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_photo_of_every_kind_and_turn(tmp_path: Path, kind: str) -> None:
-    """What Pillow shows as RGB, upright; the folder reader gives the same pixels."""
-    mode, suffix = kind.split(".")
-    photo = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).convert(mode)
-    path = tmp_path / "d" / "sad" / f"a.{suffix}"
-    path.parent.mkdir(parents=True)
-    photo.save(path)
-    with Image.open(path) as plain:
-        shown = np.asarray((plain.convert("RGBA") if mode in ("P", "PA") else plain).convert("RGB"))
-    exif = Image.Exif()
-    for turn in [1] if suffix in ("bmp", "gif") else UPRIGHT:  # those two have no note
-        exif[0x0112] = turn
-        photo.save(path, exif=exif)
-        pixels = read_image(path)
-        assert pixels.dtype == np.uint8 and np.array_equal(pixels, UPRIGHT[turn](shown)), turn
-        assert np.array_equal(read_folder(tmp_path / "d").images[0].permute(1, 2, 0).expand(-1, -1, 3), pixels), turn
+def test_copies_in_two_splits(album: Path, tmp_path: Path) -> None:
+    """A training image that validation or test has too, in whatever file, and a validation image that the test has too."""
+    for copy, original in (("train/happy/x.bmp", "test/happy/0.png"), ("train/sad/y.bmp", "val/sad/1.png"), ("val/sad/z.bmp", "test/happy/2.png")):
+        Image.open(album / original).save(album / copy)
+    assert [len(read(album, split)) for split in SPLITS] == [8, 7, 3]
+    assert read(album).notes == ("2 train image(s) with a pixel-identical copy in another split, such as train/happy/x.bmp = test/happy/0.png",)
+    out = tmp_path / "out.csv"
+    kept = {}
+    for split in SPLITS:
+        kept[split] = read(album, split, quarantine=out)
+        assert len(listed(out)) - 1 == {"train": 2, "valid": 1, "test": 0}[split]
+    assert [len(data) for data in kept.values()] == [6, 6, 3]
+    assert not any(source.endswith(".bmp") for data in kept.values() for source in data.sources)
+    read(album, quarantine=out)
+    assert listed(out) == [["split", "path", "class", "verdict", "words"],
+                           ["train", "train/happy/x.bmp", "happiness", "copy", "the same pixels as test/happy/0.png"],
+                           ["train", "train/sad/y.bmp", "sadness", "copy", "the same pixels as val/sad/1.png"]]
 
 
-def test_photo_keeps_its_shape(tmp_path: Path) -> None:
-    assert read_image(str(picture(tmp_path / "a.png", (30, 20), "RGB"))).shape == (20, 30, 3)
+def test_bad_files_of_one_split_stop_that_split_alone(album: Path, tmp_path: Path) -> None:
+    (album / "val" / "sad" / "1.png").write_bytes(b"")
+    assert len(read(album)) == 6 and len(read(album, "test")) == 3
+    with pytest.raises(BadFiles) as error:
+        read(album, "valid")
+    one_line(error, "album: 1 of 6 image file(s)", "val/sad/1.png: empty", "quarantine")
+    assert len(read(album, "valid", quarantine=tmp_path / "out.csv")) == 5
 
 
-def test_transparency_is_dropped_without_a_warning(tmp_path: Path) -> None:
-    colours = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).quantize(16)
-    colours.save(tmp_path / "palette.png", transparency=bytes(range(16)))
-    clear = colours.convert("RGBA")
-    clear.putalpha(0)
-    clear.save(tmp_path / "clear.png")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in ("palette.png", "clear.png"):
-            assert np.array_equal(read_image(tmp_path / name), colours.convert("RGB"))
+def test_nothing_is_left(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "d" / "sad" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(BadFiles) as error:
+        read(tmp_path / "d")
+    one_line(error, "2 of 2")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "d", quarantine=tmp_path / "out.csv")
+    one_line(error, "d: no usable image of the train split")
+    assert len(listed(tmp_path / "out.csv")) == 3
 
 
-def test_photo_faults(tmp_path: Path) -> None:
-    picture(tmp_path / "cut.jpg", (64, 64), "RGB").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
-    (tmp_path / "text.png").write_text("a face")
-    (tmp_path / "empty.png").touch()
-    Image.fromarray(np.ones((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tiff")
-    for name, words in {"cut.jpg": "damaged", "text.png": "not an image", "empty.png": "not an image", "deep.png": "I;16", "float.tiff": "mode F",
-                        "gone.png": "no such image file", "": "a folder"}.items():
-        with pytest.raises(DataError) as error:
-            read_image(tmp_path / name)
-        one_line(error, str(tmp_path / name), words)
+@pytest.mark.parametrize("place", ["nowhere/out.csv", "album"])
+def test_a_list_that_cannot_be_written(album: Path, tmp_path: Path, place: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(album, quarantine=tmp_path / place)
+    one_line(error, str(tmp_path / place), "cannot be written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["album"]
+
+
+@pytest.mark.parametrize(("size", "says"), [((7, 7), "too small"), ((16, 7), "too small")])
+def test_small_images_are_refused_at_any_wanted_size(album: Path, size: tuple[int, int], says: str) -> None:
+    picture(album / "train" / "sad" / "9.png", size)
+    with pytest.raises(BadFiles) as error:
+        read(album, image_size=16)
+    one_line(error, "train/sad/9.png", says, f"{size[0]} x {size[1]}")
 
 
 # RAF-DB
@@ -318,7 +263,7 @@ def test_rendered_faces_come_back(rendered: tuple[Path, faces.FaceSet, faces.Fac
 
 
 def test_raf_labels_and_sources(raf: Path) -> None:
-    train, test = read_raf_db(raf, "train"), read_raf_db(raf, "test", image_size=9)
+    train, test = read(raf, "train"), read(raf, "test", image_size=9)
     assert train.labels.tolist() == [RAF_DB[k] for k in range(1, 8)] == list(range(7)) and train.counts.tolist() == [1] * 7
     assert train.classes == test.classes == tuple(e.label for e in Expression)[:7] and test.counts.tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert train.sources[4] == "Image/aligned/train_00005_aligned.jpg" and test.sources[2] == "Image/aligned/test_0003_aligned.jpg"
@@ -328,7 +273,7 @@ def test_raf_labels_and_sources(raf: Path) -> None:
 def test_raf_order_is_that_of_the_list(raf: Path) -> None:
     file = raf / "EmoLabel" / "list_patition_label.txt"
     file.write_text("\ufeff" + "\r\n".join(reversed(file.read_text().splitlines())) + "\r\n\r\n", encoding="utf-8")
-    assert read_raf_db(raf).labels.tolist() == list(range(7))[::-1]
+    assert read(raf).labels.tolist() == list(range(7))[::-1]
 
 
 def test_raf_what_lies_beside_is_noted(raf: Path) -> None:
@@ -338,7 +283,7 @@ def test_raf_what_lies_beside_is_noted(raf: Path) -> None:
     (raf / "EmoLabel" / "other.txt").write_text("x")
     (raf / "Image" / "aligned" / ".DS_Store").write_text("x")
     notes = ("Annotation not read", "readme.txt not read", "EmoLabel/other.txt not read", "Image/original not read")
-    assert read_raf_db(raf).notes == notes and survey(raf).notes[:4] == notes
+    assert read(raf).notes == notes and survey(raf).notes == notes
 
 
 TEXT, ALIGNED = "EmoLabel/list_patition_label.txt", "Image/aligned"
@@ -354,38 +299,28 @@ def relist(old: str, new: str) -> Callable[[Path], object]:
 
 
 RAF_FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "no list": (lambda r: (r / TEXT).unlink(), (LIST, "no such file")),
     "list spelt right": (lambda r: (r / TEXT).rename(r / "EmoLabel/list.txt"), (LIST, "spelt so")),
     "no list folder": (lambda r: (remove(r / "EmoLabel"), (r / "EmoLabel").rmdir()), (LIST, "no such file")),
     "empty list": (lambda r: (r / TEXT).write_text(""), (f"{LIST} line 1", "0 field")),
-    "list of bytes": (lambda r: (r / TEXT).write_bytes(b"\xff\xfe\x00"), (LIST, "cannot be read")),
-    "one field": (relist("train_00003.jpg 3", "train_00003.jpg"), (f"{LIST} line 3", "1 field")),
     "three fields": (relist("train_00003.jpg 3", "train_00003.jpg 3 3"), (f"{LIST} line 3", "3 field")),
     "blank line": (relist("train_00003.jpg 3", ""), (f"{LIST} line 3", "0 field")),
-    "label 0": (relist(" 3", " 0"), (f"{LIST} line 3", "labels 0..6: off by one?")),
     "label 8": (relist(" 3", " 8"), (f"{LIST} line 3", "'8' is outside 1..7")),
     "label in words": (relist(" 3", " disgust"), (f"{LIST} line 3", "'disgust' is outside 1..7")),
-    "prefix": (relist("test_0001", "val_0001"), (f"{LIST} line 8", "'val_0001.jpg'", "neither")),
     "path as name": (relist("train_00003.jpg", "../train_00003.jpg"), (f"{LIST} line 3", "neither")),
     "path in a name": (relist("train_00003.jpg", "train_/../../x.jpg"), (f"{LIST} line 3", "missing")),
-    "twice": (relist("train_00003.jpg", "train_00002.jpg"), (f"{LIST} line 3", "train_00002.jpg is listed twice", "line 2")),
-    "missing": (lambda r: (r / ALIGNED / "test_0002_aligned.jpg").unlink(),
-        (f"{LIST} line 9", "Image/aligned/test_0002_aligned.jpg is missing", "1 of 10")),
     "no images": (lambda r: (remove(r / ALIGNED), (r / ALIGNED).rmdir()), (f"raf/{ALIGNED}", "no such folder")),
-    "not listed": (lambda r: picture(r / ALIGNED / "train_00008_aligned.jpg"),
-        (f"raf/{ALIGNED}/train_00008_aligned.jpg", "not named in", "1 such")),
     "folder among images": (lambda r: (r / ALIGNED / "more").mkdir(), (f"raf/{ALIGNED}/more", "not named in")),
     "damaged": (lambda r: (r / ALIGNED / "train_00003_aligned.jpg").write_bytes(b"\xff\xd8\xff"),
-        (f"raf/{ALIGNED}/train_00003_aligned.jpg", "image")),
+        (f"{ALIGNED}/train_00003_aligned.jpg", "not an image")),
     "other size": (lambda r: picture(r / ALIGNED / "train_00003_aligned.jpg", (20, 20)),
-        (f"raf/{ALIGNED}/train_00003_aligned.jpg", "20x20", "image size")),
+        (f"{ALIGNED}/train_00003_aligned.jpg", "20x20", "image size")),
 }
 
 
 @pytest.mark.parametrize("fault", RAF_FAULTS)
 def test_raf_faults(raf: Path, fault: str) -> None:
     spoil, words = RAF_FAULTS[fault]
-    assert len(read_raf_db(raf)) == 7
+    assert len(read(raf)) == 7
     spoil(raf)
     with pytest.raises(DataError) as error:
         read(raf)
@@ -400,59 +335,43 @@ def test_raf_splits(raf: Path) -> None:
         (raf / "Image" / "aligned" / f"test_{k:04}_aligned.jpg").unlink()
         relist(f"test_{k:04}.jpg {k}", "")(raf)
     assert len(read(raf)) == 7
-    with pytest.raises(DataError, match="no test image in EmoLabel"):
+    with pytest.raises(DataError, match="no test split in it, only train$"):
         read(raf, "test")
     assert survey(raf).verdict == "a subset by its counts: 7 of 12,271 train images and 0 of 3,068 test images"
 
 
 # What a source is, and whether it is all there
 
-def test_layout(album: Path, raf: Path, fer: Path, tmp_path: Path) -> None:
-    found = [layout(source)[0] for source in ("faces", album, raf, fer, fer / "fer2013.csv")]
-    assert found == ["faces", "class folders", "raf-db", "fer2013", "fer2013"]
-    (tmp_path / "faces" / "happy").mkdir(parents=True)
-    assert layout(tmp_path / "faces")[0] == "class folders" and "happy" in layout(tmp_path / "faces")[1]
-    (fer / "EmoLabel").mkdir()
-    refused = {fer: ("more than one layout", "raf-db", "fer2013.csv"), tmp_path / "gone": ("no such file",),
-               tmp_path: ("no known layout", "EmoLabel", "fer2013.csv", "class folders", "holds album, faces")}
-    for source, words in refused.items():
-        with pytest.raises(DataError) as error:
-            layout(source)
-        one_line(error, str(source), *words)
+def test_the_word_faces_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "faces" / "happy" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert open("faces").layout == "faces" and not open("faces").splits and len(read("faces")) == 5000
+    assert open("./faces").layout == open(Path("faces")).layout == "class folders" and len(read("./faces")) == 1
+    assert str(open("./faces")) == "./faces: class folders, since it holds happy"
 
 
-def test_survey_of_the_published_counts(tmp_path: Path) -> None:
-    """As many files as RAF-DB has, all links to one image: complete; with twenty more of a class it is not."""
-    image = picture(tmp_path / "one.jpg", (100, 100), "RGB")
-    aligned, lines = tmp_path / "full" / "Image" / "aligned", []
+def test_as_many_files_as_rafdb_has_are_complete(tmp_path: Path) -> None:
+    lines = []
+    aligned = tmp_path / "full" / "Image" / "aligned"
     aligned.mkdir(parents=True)
     for split, digits in (("train", 5), ("test", 4)):
         labels = [label + 1 for label, count in enumerate(PUBLISHED["raf-db"][split]) for _ in range(count)]
         for k, label in enumerate(labels, 1):
             lines.append(f"{split}_{k:0{digits}}.jpg {label}")
-            os.link(image, aligned / f"{split}_{k:0{digits}}_aligned.jpg")
+            (aligned / f"{split}_{k:0{digits}}_aligned.jpg").touch()
     (tmp_path / "full" / "EmoLabel").mkdir()
     (tmp_path / "full" / "EmoLabel" / "list_patition_label.txt").write_text("\n".join(lines))
-    full = survey(tmp_path / "full")
-    assert full.verdict == "complete: equals the published counts" and full.sizes == {"100x100 colour": 15339}
-    assert "headers were read" in full.notes[-1] and str(full).splitlines()[9].split() == ["total", "12,271", "12,271", "3,068", "3,068"]
-
-
-def test_verdict_of_other_counts() -> None:
-    published = PUBLISHED["raf-db"]
-    more = published | {"train": (1290, 300, 700, 4772, 1982, 705, 2524)}
-    assert verdict("raf-db", more) == "not the published counts: train fear 300, published 281"
-    assert verdict("raf-db", {"test": published["test"]}) == "a subset by its counts: 0 of 12,271 train images and 3,068 of 3,068 test images"
-    assert verdict("class folders", published) == "no published counts for class folders"
-    assert faces.RAF_DB_COUNTS == PUBLISHED["raf-db"]["train"]
+    found = listings(tmp_path / "full")
+    assert [len(listing) for listing in found.values()] == [12271, 3068]
+    assert verdict("raf-db", {split: listing.counts for split, listing in found.items()}) == "complete: equals the published counts"
 
 
 def test_survey_of_folders(album: Path) -> None:
     picture(album / "test" / "happy" / "wide.png", (20, 10), "RGB")
     (album / "list.csv").write_text("x")
     found = survey(album)
-    assert found.listed == {"train": (3, 3), "valid": (3, 3), "test": (4, 0)} and found.sizes == {"16x16 grey": 15, "20x10 colour": 1}
-    assert found.notes == ("list.csv not read", "not one square size: give an image size to read it", "headers were read, pixels were not decoded")
+    assert found.listed == found.given == {"train": (3, 3), "valid": (3, 3), "test": (4, 0)}
+    assert "images: 16x16 (15), 20x10 (1); grey (15), rgb (1)" in str(found) and found.notes == ("list.csv not read",)
     assert str(found).startswith(f"{album}: class folders, since it holds test, train, val\n") and found.classes == ("happiness", "sadness")
 
 
@@ -496,7 +415,7 @@ def edit(file: Path, line: int, change: Callable[[str], str]) -> None:
 
 
 def test_fer_labels_and_votes(fer: Path) -> None:
-    train, test = read_fer2013(fer, "train"), read_fer2013(fer / "fer2013.csv", "test")
+    train, test = read(fer, "train"), read(fer / "fer2013.csv", "test")
     assert train.labels.tolist() == [FER2013[i] for i in range(7)] and test.labels.tolist() == [Expression.ANGER, Expression.HAPPINESS]
     assert train.counts.tolist() == [1] * 7 and train.vote_names is not None and train.votes is not None
     columns = VOTES.split(",")[2:]
@@ -508,11 +427,11 @@ def test_fer_labels_and_votes(fer: Path) -> None:
 
 def test_fer_other_column_order_and_quotes(fer: Path) -> None:
     """Later releases of the csv have the columns in another order, with spaces in the header and quoted pixels."""
-    want = read_fer2013(fer, "train").fingerprint()
+    want = read(fer, "train").fingerprint()
     lines = (fer / "fer2013.csv").read_text().splitlines()[1:]
     moved = [f'{usage},{emotion},"{pixels}"' for emotion, pixels, usage in (line.split(",") for line in lines)]
     (fer / "fer2013.csv").write_text("\r\n".join([" Usage,emotion, pixels", *moved]) + "\r\n")
-    assert read_fer2013(fer, "train").fingerprint() == want
+    assert read(fer, "train").fingerprint() == want
 
 
 def test_fer_left_out(fer: Path) -> None:
@@ -521,12 +440,12 @@ def test_fer_left_out(fer: Path) -> None:
     edit(file, 1, lambda _: f"0,{numbers(0)},Training")
     edit(file, 3, lambda _: f"2,{pixels},Training")
     edit(votes, 5, lambda _: "Training,fer0000004.png,0,0,0,0,0,0,0,0,3,7")
-    data = read_fer2013(fer, "train")
+    data = read(fer, "train")
     assert data.sources == tuple(f"fer2013.csv row {i}" for i in (1, 3, 5, 6))
     assert [note.split()[0] for note in data.notes] == ["1", "1", "1"]
-    assert len(read_fer2013(fer, "test")) == 2
+    assert len(read(fer, "test")) == 2
     votes.unlink()
-    assert len(read_fer2013(fer, "train")) == 5 and read_fer2013(fer, "train").votes is None
+    assert len(read(fer, "train")) == 5 and read(fer, "train").votes is None
 
 
 FER_FAULTS: dict[str, tuple[str, int, Callable[[str], str], tuple[str, ...]]] = {
@@ -557,10 +476,10 @@ FER_FAULTS: dict[str, tuple[str, int, Callable[[str], str], tuple[str, ...]]] = 
 @pytest.mark.parametrize("fault", FER_FAULTS)
 def test_fer_faults(fer: Path, fault: str) -> None:
     file, line, change, words = FER_FAULTS[fault]
-    assert len(read_fer2013(fer, "train")) == 7
+    assert len(read(fer, "train")) == 7
     edit(fer / file, line, change)
     with pytest.raises(DataError) as error:
-        read_fer2013(fer, "train")
+        read(fer, "train")
     one_line(error, *words)
 
 

@@ -1,5 +1,6 @@
 """The runner of experiments keeps its word: one process a cell, nothing lost by a kill, clear errors for what it is told."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,9 +13,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from cucn_nb import datasets
+from cucn_nb import datasets, methods
 from cucn_nb.experiments import Grid, read_records, run
-from cucn_nb.training import TrainConfig
+from cucn_nb.training import TrainConfig, fit, load_run, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = """
@@ -113,6 +114,45 @@ def test_a_record_of_other_images_or_weights_is_refused(few, tmp_path):
     path.write_text(text[:500], "utf-8")
     with pytest.raises(ValueError, match=r"seed0\.json is damaged"):
         run(grid, tmp_path / "results", tmp_path / "work", say=lambda line: None)
+
+
+def without_sampling(path):
+    """Make a record or a config.json what it was before there was a choice of sampling."""
+    record = json.loads(path.read_text("utf-8"))
+    assert record["training"].pop("sampling") == "shuffled"
+    path.write_text(json.dumps(record), "utf-8")
+
+
+def test_a_record_from_before_the_choice_of_sampling_counts_as_shuffled(few, tmp_path):
+    grid, said = grid_of(few), []
+    (record,) = run(grid, tmp_path / "results", tmp_path / "work", say=lambda line: None)
+    without_sampling(tmp_path / "results" / f"{grid.cells()[0].name}.json")
+    (old,) = run(grid, tmp_path / "results", tmp_path / "work", say=said.append)
+    assert said == [f"{grid.cells()[0].name}: has a record"] and old["evaluation"] == record["evaluation"] and "sampling" not in old["training"]
+    config = TrainConfig.preset("scratch", epochs=1, batch_size=32, device="cpu", precision="float32", sampling="balanced")
+    with pytest.raises(ValueError, match="training sampling 'shuffled', wanted 'balanced'"):
+        run(Grid(str(few), config, settings=("cross_entropy",), seeds=(0,)), tmp_path / "results", tmp_path / "work", say=lambda line: None)
+
+
+def test_a_run_from_before_the_choice_of_sampling_loads_and_resumes(few, tmp_path):
+    data = datasets.read(str(few), "train", image_size=32)
+    train, valid = data.subset(range(0, 105, 2)), data.subset(range(1, 105, 2), split="valid")  # they come class by class
+    config = TrainConfig.preset("scratch", epochs=1, batch_size=32, device="cpu", precision="float32")
+
+    def fitted(config, folder, resume=False):
+        torch.manual_seed(0)
+        return fit(methods.create("cross_entropy", image_size=32, stem="small"), train, valid, config, tmp_path / folder, resume, verbose=False)
+
+    fitted(config, "old")
+    without_sampling(tmp_path / "old" / "config.json")
+    record, settings = read_record(tmp_path / "old")
+    assert settings == config and record["training"]["sampling"] == "shuffled" and load_run(tmp_path / "old").config == config
+    text = (tmp_path / "old" / "config.json").read_text("utf-8")
+    assert '"notes": []' in text
+    (tmp_path / "old" / "config.json").write_text(text.replace('"notes": []', '"notes": ["in other words"]'), "utf-8")
+    assert len(fitted(config, "old", resume=True).history) == 1  # the fingerprint binds, not the words about it
+    with pytest.raises(ValueError, match="begun with another training"):
+        fitted(TrainConfig.preset("scratch", epochs=1, batch_size=32, device="cpu", precision="float32", sampling="balanced"), "old", resume=True)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

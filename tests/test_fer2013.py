@@ -1,25 +1,28 @@
 """FER2013 at full size, where it is present: set CUCN_FER2013 to the folder that holds fer2013.csv and fer2013new.csv."""
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from cucn_nb.datasets import FaceDataset, read_fer2013, survey
+from cucn_nb.datasets import FaceDataset, read
 from cucn_nb.protocols import stratified_split
+from cucn_nb.survey import Survey, near_copies, survey, thumbnails
 
 FOLDER = os.environ.get("CUCN_FER2013")
+RECORD = Path(__file__).resolve().parent.parent / "results" / "fer2013_near_copies.json"
 pytestmark = pytest.mark.skipif(not FOLDER, reason="set CUCN_FER2013 to the folder with fer2013.csv and fer2013new.csv")
 
 
 @pytest.fixture(scope="module")
 def train() -> FaceDataset:
-    return read_fer2013(Path(FOLDER or ""), "train")
+    return read(Path(FOLDER or ""), "train")
 
 
 @pytest.fixture(scope="module")
 def test() -> FaceDataset:
-    return read_fer2013(Path(FOLDER or ""), "test")
+    return read(Path(FOLDER or ""), "test")
 
 
 def test_every_row_is_read_or_counted(train: FaceDataset, test: FaceDataset) -> None:
@@ -62,10 +65,26 @@ def test_counts(train: FaceDataset, test: FaceDataset) -> None:
     assert test.counts.tolist() == [414, 496, 56, 891, 652, 466, 604]
 
 
-def test_survey(train: FaceDataset, test: FaceDataset) -> None:
+@pytest.fixture(scope="module")
+def found() -> Survey:
+    return survey(Path(FOLDER or ""))
+
+
+def test_survey(found: Survey, train: FaceDataset, test: FaceDataset) -> None:
     """All rows are counted, those left out too; a copy whose lost rows stand in as black ones is told from the published csv."""
-    found = survey(Path(FOLDER or ""))
     assert {split: sum(counts) for split, counts in found.listed.items()} == {"train": 28709, "test": 3589}
     assert {split: list(counts) for split, counts in found.given.items()} == {"train": train.counts.tolist(), "test": test.counts.tolist()}
     stand_in = train.notes[0].startswith("151 ")
     assert found.verdict.startswith("not the published counts: train anger 4,120, published 3,995" if stand_in else "complete")
+    assert found.copies == () and found.digest("train") == train.manifest and found.digest("test") == test.manifest
+
+
+def test_near_copies_are_those_of_the_record(found: Survey, train: FaceDataset, test: FaceDataset) -> None:
+    record = json.loads(RECORD.read_text("utf-8"))
+    if (train.fingerprint(), test.fingerprint()) != (record["fingerprints"]["train"], record["fingerprints"]["test"]):
+        pytest.skip("this copy of the csv is not the one of the record")
+    of_test = near_copies(thumbnails(test.images), thumbnails(train.images), 0.95)
+    counts = {least: sum(score >= float(least) for *_, score in of_test) for least in record["test images with a near-copy in train"]}
+    assert counts == record["test images with a near-copy in train"] and counts["0.96"] == 258
+    pairs = {(train.sources[j], test.sources[i]) for i, j, score in of_test if score >= 0.99}
+    assert pairs and {own for own, _, score in found.near if score >= 0.99} >= {own for own, _ in pairs}  # seen from train: each has its partner too

@@ -12,12 +12,14 @@ PACKAGE = ROOT / "cucn_nb"
 
 
 def numbered_modules():
-    """The number of the notebook that each module is exported from."""
+    """The number of the notebook that each module is exported from, as text: 01 comes before 01a, this before 01b, this before 02."""
     numbers = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb")):
+        number = path.name.partition("_")[0]
+        assert re.fullmatch(r"\d\d[a-z]?", number), f"{path.name}: two digits and perhaps a letter are expected before the first _"
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code" and (match := re.search(r"^\s*#\s*\|\s*default_exp\s+(\S+)", cell.source, re.M)):
-                numbers["cucn_nb." + match[1].removesuffix(".__init__")] = int(path.name[:2])
+                numbers["cucn_nb." + match[1].removesuffix(".__init__")] = number
                 break
     return numbers
 
@@ -54,7 +56,7 @@ def faults(name, source, numbers, is_package=False):
             elif target not in numbers:
                 found.append(f"{name}:{line} imports {target}, which no notebook exports")
             elif numbers[target] >= numbers[name]:
-                found.append(f"{name}:{line} (notebook {numbers[name]:02d}) imports {target} (notebook {numbers[target]:02d})")
+                found.append(f"{name}:{line} (notebook {numbers[name]}) imports {target} (notebook {numbers[target]})")
     return found
 
 
@@ -80,7 +82,9 @@ def test_every_numbered_module_was_exported():
     assert NUMBERS.keys() <= exported
 
 
-KNOWN = {"cucn_nb.cbam": 11, "cucn_nb.losses": 14, "cucn_nb.methods.base": 20, "cucn_nb.methods.rul": 22, "cucn_nb.methods": 29, "cucn_nb.cli": 53}
+KNOWN = {"cucn_nb.faces": "01", "cucn_nb.images": "01a", "cucn_nb.layouts": "01b", "cucn_nb.datasets": "02",
+         "cucn_nb.cbam": "11", "cucn_nb.losses": "14",
+         "cucn_nb.methods.base": "20", "cucn_nb.methods.rul": "22", "cucn_nb.methods": "29", "cucn_nb.cli": "53"}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,11 @@ KNOWN = {"cucn_nb.cbam": 11, "cucn_nb.losses": 14, "cucn_nb.methods.base": 20, "
         ("cucn_nb.losses", "import torch\nfrom torch import nn", None),
         ("cucn_nb.methods.rul", "from ..losses import add_up_loss\nfrom .base import Method", None),
         ("cucn_nb.methods", "from .base import Method\nfrom .rul import RUL", None),
+        ("cucn_nb.layouts", "from cucn_nb.images import DataError\nfrom cucn_nb import faces", None),
+        ("cucn_nb.datasets", "from cucn_nb.layouts import listings", None),
+        ("cucn_nb.images", "from cucn_nb.layouts import listings", "(notebook 01a) imports cucn_nb.layouts (notebook 01b)"),
+        ("cucn_nb.faces", "from cucn_nb.images import decode", "(notebook 01) imports cucn_nb.images (notebook 01a)"),
+        ("cucn_nb.layouts", "from cucn_nb import datasets", "(notebook 01b) imports cucn_nb.datasets (notebook 02)"),
         ("cucn_nb.cbam", "from cucn_nb.losses import add_up_loss", "(notebook 11) imports cucn_nb.losses (notebook 14)"),
         ("cucn_nb.cbam", "from .losses import add_up_loss", "(notebook 11) imports cucn_nb.losses (notebook 14)"),
         ("cucn_nb.cbam", "from . import losses", "imports cucn_nb.losses"),
