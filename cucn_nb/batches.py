@@ -123,14 +123,14 @@ class Batches:
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.steps = len(cut_into_batches(torch.arange(len(data)), batch_size, 2 * world))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Go through N images in the order of this epoch (from 0)."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Go through N images in the order of this epoch, from a step on (both from 0)."""
         stream = random_stream(self.seed, "order", epoch)
         if self.sampling == "balanced":
             order = draw_balanced(self._labels, self._classes, stream)
         else:
             order = torch.randperm(len(self.labels), generator=stream)
-        for step, index in enumerate(cut_into_batches(order, self.batch_size, 2 * self.world)):
+        for step, index in enumerate(cut_into_batches(order, self.batch_size, 2 * self.world)[first:], first):
             mine = index[self.rank::self.world]
             there = mine.to(self.labels.device)
             images = self.images[there] if isinstance(self.images, Tensor) else torch.from_numpy(np.array(self.images[mine.numpy()]))

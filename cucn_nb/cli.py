@@ -59,20 +59,22 @@ class Train:
     stem: Annotated[Literal["imagenet", "small"] | None, _optional("{imagenet,small}")] = None  # default: small for images under 64 pixels
     epochs: Annotated[int | None, _optional("INT")] = None  # default: the preset's
     batch_size: Annotated[int | None, _optional("INT")] = None  # default: the preset's
+    lr: Annotated[float | None, _optional("FLOAT")] = None  # learning rate, the classifier's in proportion; default: the preset's
     image_size: Annotated[int | None, _optional("INT")] = None  # side in pixels the images are resized to; default: the preset's, or as they are
     seed: int = 0  # decides everything that is random
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bfloat16 where the hardware multiplies in it
-    resume: Annotated[Path | None, _optional("RUN")] = None  # go on with this run folder; everything else comes from it
+    # go on with this run folder; everything comes from it, but for --epochs, --lr, --device and --precision if they are given
+    resume: Annotated[Path | None, _optional("RUN")] = None
 
     def __call__(self) -> None:
         """Run the command."""
         if self.resume is not None:
-            changed = [field.name for field in fields(self) if field.name != "resume" and getattr(self, field.name) != field.default]
-            if changed:
-                flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-                raise ValueError(f"{flags}: a resumed run takes everything from its folder; leave {'it' if len(changed) == 1 else 'them'} out")
-            return _resume(self.resume)
+            given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
+            if fixed := [name for name in given if name not in ("resume", "epochs", "lr", "device", "precision")]:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+                raise ValueError(f"{flags}: a resumed run takes this from its folder; leave {'it' if len(fixed) == 1 else 'them'} out")
+            return _resume(self.resume, {name: value for name, value in given.items() if name != "resume"})
         out = self._place()
         import torch
 
@@ -82,6 +84,7 @@ class Train:
         changes: dict[str, Any] = {k: v for k, v in {"epochs": self.epochs, "batch_size": self.batch_size, "image_size": self.image_size}.items()
                                    if v is not None}
         config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision, sampling=self.sampling, **changes)
+        config = config if self.lr is None else _at_rate(config, self.lr)
         facts = _facts(self)
         out.parent.mkdir(parents=True, exist_ok=True)
         train, valid = _read_training(self.data, facts, config.image_size, out.with_name(f"{out.name}-left-out"))
@@ -214,22 +217,30 @@ def _same_training(record: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     return parts
 
 # %% ../nbs/53_cli.ipynb #d63c294f
-def _resume(folder: Path) -> None:
-    """Go on with a run, all settings from its folder."""
+def _at_rate(config: Any, lr: float) -> Any:
+    """The settings at another learning rate, the classifier's changed in proportion."""
+    return replace(config, lr=lr, classifier_lr=lr * config.classifier_lr / config.lr)
+
+
+def _resume(folder: Path, given: dict[str, Any]) -> None:
+    """Go on with a run, all settings from its folder but those that are given."""
     import torch
 
     from cucn_nb import methods
     from cucn_nb.checkpoint import load_state
-    from cucn_nb.training import fit, load_run, read_record
+    from cucn_nb.training import fit, read_record
 
     record, config = read_record(folder)
-    if load_state(folder / "state.pt")["epoch"] >= config.epochs and len(load_run(folder).history) >= config.epochs:
-        raise ValueError(f"{folder} is finished: all {config.epochs} epochs are done, nothing is left to resume")
+    changed = _at_rate(config, given["lr"]) if "lr" in given else config
+    changed = replace(changed, **{name: value for name, value in given.items() if name != "lr"})
+    if load_state(folder / "state.pt")["epoch"] >= changed.epochs:
+        raise ValueError(f"{folder} is finished: all {changed.epochs} epochs are done, nothing is left to resume")
     train, valid = _same_training(record, folder)
     torch.manual_seed(config.seed)
     method = methods.create(**{**record["method"], "weights": None})
     method.settings, method.backbone.weights_origin = record["method"], record["weights"]
-    fit(method, train, valid, config, folder, resume=True)
+    allow = [f"training.{name}" for name in given] + ["training.classifier_lr"] * ("lr" in given) + ["precision"] * bool({"device", "precision"} & given.keys())
+    fit(method, train, valid, changed, folder, resume=True, allow=allow)
     _finish(folder)
 
 
@@ -604,8 +615,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: words after `cucn`; None takes them from the shell.
     Raises:
-        SystemExit: 2 with one line on stderr for bad input (and one for each image that cannot be used), 130 when interrupted, 1 when training
-            cannot go on or two manifests differ.
+        SystemExit: 2 with one line on stderr for bad input (and one for each image that cannot be used), 130 when interrupted, 143 when
+            terminated, 1 when training cannot go on or two manifests differ.
     """
     kinds: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "report": Report, "compare": Compare, "explain": Explain,
                                             "predict": Predict, "data": Data, "faces": Faces, "info": Info}
@@ -621,8 +632,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"cucn: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        hint = "; the run goes on after its last finished epoch with: cucn train --resume RUN" if isinstance(command, Train) else ""
-        print(f"cucn: interrupted{hint}", file=sys.stderr)
+        print("cucn: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError as error:
         if type(error).__name__ != "TrainingError":

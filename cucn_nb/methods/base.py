@@ -89,6 +89,10 @@ class Method(nn.Module, ABC):
         rest = [p for p in self.parameters() if id(p) not in last]
         return [{"params": rest, "lr": lr}, {"params": list(self.classifier.parameters()), "lr": classifier_lr}]
 
+    def batch_weight(self, labels: Tensor) -> Tensor:
+        """What the loss of a batch is divided by, from which processes that share a batch compute its loss: labels int64 `[B]` -> 0-d."""
+        return torch.ones_like(labels, dtype=torch.float).sum() if self.class_weights is None else self.class_weights[labels].sum()
+
     @property
     def attention_layer(self) -> nn.Module:
         """The last block of the backbone: what Grad-CAM looks at."""

@@ -51,6 +51,10 @@ class MEK(CrossEntropy):
         maps = torch.einsum("ck,bkhw->bchw", self.classifier.weight.detach(), last_map)
         return self.classifier(last_map.mean((2, 3))), maps
 
+    def batch_weight(self, labels: Tensor) -> Tensor:
+        """Both terms are means over images, whose weights act on targets and classes: labels int64 `[B]` -> B."""
+        return torch.ones_like(labels, dtype=torch.float).sum()
+
     def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute both terms; `partner` is not used.
 
