@@ -233,7 +233,9 @@ def _resume(folder: Path, given: dict[str, Any]) -> None:
     record, config = read_record(folder)
     changed = _at_rate(config, given["lr"]) if "lr" in given else config
     changed = replace(changed, **{name: value for name, value in given.items() if name != "lr"})
-    if load_state(folder / "state.pt")["epoch"] >= changed.epochs:
+    metrics = folder / "metrics.jsonl"  # written last
+    lines = len(metrics.read_text("utf-8").splitlines()) if metrics.exists() else 0
+    if min(load_state(folder / "state.pt")["epoch"], lines) >= changed.epochs:
         raise ValueError(f"{folder} is finished: all {changed.epochs} epochs are done, nothing is left to resume")
     train, valid = _same_training(record, folder)
     torch.manual_seed(config.seed)

@@ -234,7 +234,7 @@ class _Engine:
         loss, log = self.loss(self.step, batch)
         if self.accelerator.num_processes > 1:  # gradients are averaged over processes: divide by the weights of the whole batch instead
             own = self.method.batch_weight(batch.labels)
-            share = own / self.accelerator.reduce(own, "mean")
+            share = (own / self.accelerator.reduce(own, "mean")).to(loss)
             loss, log = loss * share, {**log, "loss": log["loss"] * share}
         self.optimiser.zero_grad()
         self.accelerator.backward(loss)
@@ -279,8 +279,8 @@ class _Folder:
         try:
             save_state(state, self.path / "state.pt")
             if whole_epoch:
-                write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in place.history))
                 save_method(engine.method, self.path / "model.safetensors", self.classes)
+                write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in place.history))
             self.error = None
         except OSError as error:
             self.error = error

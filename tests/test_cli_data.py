@@ -161,8 +161,18 @@ def test_places_that_would_spoil_something(tidy, tmp_path, capsys):
 
 def test_a_resumed_run_takes_no_other_settings(tidy, tmp_path, capsys):
     train(tidy, tmp_path / "run")
-    message = refused(capsys, "train", "--resume", tmp_path / "run", "--epochs", "3", "--noise", "0.2")
-    assert "--noise, --epochs: a resumed run takes everything from its folder" in message
+    message = refused(capsys, "train", "--resume", tmp_path / "run", "--epochs", "3", "--noise", "0.2", "--seed", "1")
+    assert "--noise, --seed: a resumed run takes this from its folder; leave them out" in message
+
+
+def test_a_resumed_run_may_go_on_longer_slower_or_in_another_precision(tidy, tmp_path):
+    before = train(tidy, tmp_path / "run")["training"]
+    main(["train", "--resume", str(tmp_path / "run"), "--epochs", str(before["epochs"] + 1), "--lr", "0.0005", "--precision", "float32"])
+    record = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
+    assert record["training"] == {**before, "epochs": before["epochs"] + 1, "lr": 0.0005, "classifier_lr": 0.0005, "precision": "float32"}
+    (changes,) = record["changes"]
+    assert changes["training.lr"] == [before["lr"], 0.0005] and changes["epoch"] == before["epochs"] + 1 and record["precision"] == "no"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()) == before["epochs"] + 1
 
 
 def test_quarantine_lists_each_split(album, tmp_path):

@@ -151,7 +151,7 @@ def test_a_run_from_before_the_choice_of_sampling_loads_and_resumes(few, tmp_pat
     assert '"notes": []' in text
     (tmp_path / "old" / "config.json").write_text(text.replace('"notes": []', '"notes": ["in other words"]'), "utf-8")
     assert len(fitted(config, "old", resume=True).history) == 1  # the fingerprint binds, not the words about it
-    with pytest.raises(ValueError, match="begun with another training"):
+    with pytest.raises(ValueError, match=r"training\.sampling: \"shuffled\" in the run, \"balanced\" now"):
         fitted(TrainConfig.preset("scratch", epochs=1, batch_size=32, device="cpu", precision="float32", sampling="balanced"), "old", resume=True)
 
 

@@ -90,8 +90,8 @@ class Method(nn.Module, ABC):
         return [{"params": rest, "lr": lr}, {"params": list(self.classifier.parameters()), "lr": classifier_lr}]
 
     def batch_weight(self, labels: Tensor) -> Tensor:
-        """What the loss of a batch is divided by, from which processes that share a batch compute its loss: labels int64 `[B]` -> 0-d."""
-        return torch.ones_like(labels, dtype=torch.float).sum() if self.class_weights is None else self.class_weights[labels].sum()
+        """What the loss of a batch is divided by, from which processes that share a batch compute its loss: labels int64 `[B]` -> 0-d, float64."""
+        return (torch.ones_like(labels) if self.class_weights is None else self.class_weights[labels]).double().sum()
 
     @property
     def attention_layer(self) -> nn.Module:

@@ -52,8 +52,8 @@ class MEK(CrossEntropy):
         return self.classifier(last_map.mean((2, 3))), maps
 
     def batch_weight(self, labels: Tensor) -> Tensor:
-        """Both terms are means over images, whose weights act on targets and classes: labels int64 `[B]` -> B."""
-        return torch.ones_like(labels, dtype=torch.float).sum()
+        """Both terms are means over images, since the weights act on targets and classes: labels int64 `[B]` -> B, float64."""
+        return torch.ones_like(labels).double().sum()
 
     def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute both terms; `partner` is not used.
