@@ -241,7 +241,8 @@ def _resume(folder: Path, given: dict[str, Any]) -> None:
     torch.manual_seed(config.seed)
     method = methods.create(**{**record["method"], "weights": None})
     method.settings, method.backbone.weights_origin = record["method"], record["weights"]
-    allow = [f"training.{name}" for name in given] + ["training.classifier_lr"] * ("lr" in given) + ["precision"] * bool({"device", "precision"} & given.keys())
+    with_it = {"lr": ["training.classifier_lr"], "device": ["precision"], "precision": ["precision"]}
+    allow = [field for name in given for field in (f"training.{name}", *with_it.get(name, []))]
     fit(method, train, valid, changed, folder, resume=True, allow=allow)
     _finish(folder)
 

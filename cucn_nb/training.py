@@ -58,6 +58,8 @@ class TrainConfig:
     seed: int = 0  # of order, augmentation, pairs and dropout
     device: str = "auto"  # "auto", "cpu" or "cuda"
     precision: str = "auto"  # "auto" (bf16 where the hardware computes in it), "bf16" or "float32"
+    channels_last: bool = True  # keep the channels of a pixel side by side in memory
+    compile: bool = False  # let torch.compile rewrite method and loss; takes a minute first
 
     def __post_init__(self) -> None:
         choices = {"schedule": ("one_cycle", "exponential"), "sampling": SAMPLING, "device": ("auto", "cpu", "cuda"),
@@ -213,9 +215,10 @@ class _Engine:
         device, rank, processes = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         self.of_process = f"/{rank}" if rank else ""
         self.batches = Batches(train, config.batch_size, config.seed, device, rank, processes, config.sampling)
-        method.to(device).to(memory_format=torch.channels_last)
+        method.to(device).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
         self.optimiser, self.scheduler = _make_optimiser(method, config, self.batches.steps)
-        self.step: nn.Module = self.accelerator.prepare(TrainingStep(method))  # casts to bfloat16, and spreads the work over processes
+        step: Any = torch.compile(TrainingStep(method)) if config.compile else TrainingStep(method)
+        self.step: nn.Module = self.accelerator.prepare(step)  # casts to bfloat16, and spreads the work over processes
         self.guard = FiniteGuard(method, self.optimiser)
 
     def loss(self, step: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -268,16 +271,16 @@ class _Folder:
         now = time.monotonic()
         return now - self.saved_epoch >= pause if whole_epoch else now - self.saved >= max(pause, self.seconds)
 
-    def save(self, engine: _Engine, whole_epoch: bool = False) -> None:
-        """Write the state; at the end of an epoch also metrics and model."""
+    def save(self, engine: _Engine, whole_epoch: bool = False, state: bool = True) -> None:
+        """Write the state; at the end of an epoch also model and metrics."""
         if self.path is None:
             return
         start, place = time.monotonic(), engine.place
-        logs = torch.stack(place.logs).cpu() if place.logs else None
-        state = {**vars(place), "logs": logs, "names": list(place.names), "method": engine.method.state_dict(),
-                 "optimiser": engine.optimiser.state_dict()}
         try:
-            save_state(state, self.path / "state.pt")
+            if state:
+                logs = torch.stack(place.logs).cpu() if place.logs else None
+                save_state({**vars(place), "logs": logs, "names": list(place.names), "method": engine.method.state_dict(),
+                            "optimiser": engine.optimiser.state_dict()}, self.path / "state.pt")
             if whole_epoch:
                 save_method(engine.method, self.path / "model.safetensors", self.classes)
                 write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in place.history))
@@ -409,8 +412,9 @@ def _make_record(engine: _Engine, train: FaceDataset, valid: FaceDataset, proven
 def _stopped(stop: Interruption, engine: _Engine, folder: _Folder, run: Run) -> Run:
     """Say where the run was stopped; a notebook gets it back, a command ends."""
     assert stop.signal is not None
-    fate = "saved; go on with fit(..., resume=True), or with: cucn train --resume RUN" if folder.path else "nothing is saved, since fit was given no folder"
-    fate = f"it could not be saved ({folder.error})" if folder.error else fate
+    fate = "saved; go on with fit(..., resume=True), or with: cucn train --resume RUN"
+    if folder.path is None or folder.error:
+        fate = f"it could not be saved ({folder.error})" if folder.error else "nothing is saved, since fit was given no folder"
     print(f"stopped by {stop.signal.name} in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}; {fate}",
           file=sys.stderr, flush=True)
     if stop.signal == signal.SIGINT and interactive():
@@ -433,11 +437,11 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
             "nothing; lower the learning rate, or use precision float32")
 
 # %% ../nbs/34_training.ipynb #cc347c3c
-LATER: dict[str, Any] = {"sampling": "shuffled"}  # settings that older records lack, and what was done then
+LATER: dict[str, Any] = {"sampling": "shuffled", "channels_last": True, "compile": False}  # settings that older records lack, and what was done then
 
 # %% ../nbs/34_training.ipynb #ae943603
-CHANGEABLE = ("precision", *(f"training.{name}" for name in (
-    "epochs", "lr", "classifier_lr", "weight_decay", "schedule", "augmentation", "device", "precision")))  # what `fit` can be allowed to change
+CHANGEABLE = ("precision", *(f"training.{name}" for name in (  # what `fit` can be allowed to change
+    "epochs", "lr", "classifier_lr", "weight_decay", "schedule", "augmentation", "device", "precision", "channels_last", "compile")))
 
 
 def _differences(known: Any, asked: Any, name: str = "") -> dict[str, list[Any]]:
@@ -466,7 +470,9 @@ def _changes(out: Path, known: dict[str, Any], asked: dict[str, Any], allow: Seq
     if refused:
         lines = "".join(f"\n  {name}: {_short(old)} in the run, {_short(new)} now" for name, (old, new) in refused.items())
         mendable = [free for free in CHANGEABLE if any(f"{name}.".startswith(f"{free}.") for name in refused)]
-        hint = f", or allow what may change: allow={mendable} (of the command line: give its flag)" if mendable else "; this cannot be changed in a run, begin another"
+        hint = "; this cannot be changed in a run, begin another"
+        if mendable:
+            hint = f", or allow what may change: allow={mendable} (on the command line: give its flag)"
         raise ValueError(f"{out} was begun with other settings:{lines}\nResume it with what its config.json says{hint}")
     return changed
 
@@ -496,7 +502,7 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
     write_atomic(out / "config.json", json.dumps(record, indent=1) + "\n")
     write_atomic(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     if resume and engine.place.step == 0:  # a kill may have come between the state and the files that follow it
-        folder.save(engine, whole_epoch=True)
+        folder.save(engine, whole_epoch=True, state=False)
 
 
 def _restore(engine: _Engine, state: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = 60.0  # seconds of processor time
+LONGEST = 60.0  # seconds of processor time ...
+YARDSTICK = 0.3  # ... on a machine that does tools/build_book.py's yardstick in as many seconds; on a slower one, or a busier one, in proportion
 LAUNCH = ("colab.research.google.com", "mybinder.org")
 
 
@@ -19,7 +20,7 @@ def test_book_builds_strictly_in_a_minute(built):
     facts = json.loads((built / "build.json").read_text(encoding="utf-8"))
     print(facts)
     assert facts["strict"]
-    assert 1 < facts["processor_seconds"] < LONGEST  # time on the clock grows with what else the machine does
+    assert 1 < facts["processor_seconds"] < LONGEST * max(1, facts["yardstick_seconds"] / YARDSTICK)
 
 
 def test_no_page_names_a_repository_while_settings_name_none(built, load):

@@ -112,6 +112,6 @@ def test_a_gradient_that_overflows_changes_nothing(name, place):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Engine, "train_on", train_on)
-        with pytest.raises(TrainingError, match=rf"epoch 1, step 2: the gradient of .* is not finite; images \d+.* of noise/train"):
+        with pytest.raises(TrainingError, match=r"epoch 1, step 2: the gradient of .* is not finite; images \d+.* of noise/train"):
             fit(method, data, data, TrainConfig(epochs=1, batch_size=7, device="cpu", precision="float32"), verbose=False)
     assert kept and all(torch.equal(value, kept[key]) for key, value in method.state_dict().items())

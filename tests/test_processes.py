@@ -91,8 +91,8 @@ write({name: train(name) for name in methods.names()} | {"own weights": train("c
 
 def run(script, folder, processes):
     (folder / "script.py").write_text(script)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else [sys.executable]
-    command = [*launcher, str(folder / "script.py"), str(folder / "run")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, str(folder / "script.py"), str(folder / "run")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads((folder / f"run-{processes}-{rank}.json").read_text()) for rank in range(processes)]
