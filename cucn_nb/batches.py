@@ -7,7 +7,10 @@ __all__ = ['SAMPLING', 'random_stream', 'cut_into_batches', 'draw_balanced', 'Ba
 
 # %% ../nbs/31_batches.ipynb #cd8a5c31
 import hashlib
+import math
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 # %% ../nbs/31_batches.ipynb #5f25d8e0
@@ -85,10 +88,12 @@ class Batch(NamedTuple):
 # %% ../nbs/31_batches.ipynb #4115f596
 def _held(data: FaceDataset, device: torch.device) -> Tensor | np.ndarray | Rows:
     """The images as batches are taken from them."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+    in_file = isinstance(data.images, np.memmap | Rows)
+    if (in_file and device.type == "cpu") or 2 * math.prod(data.images.shape) > free:
+        return data.images
     if isinstance(data.images, Tensor):
         return data.images.to(device)
-    if device.type == "cpu" and isinstance(data.images, np.memmap | Rows):
-        return data.images
     held = torch.empty(tuple(data.images.shape), dtype=torch.uint8, device=device)
     for place, piece in zip(held.split(1024), as_pieces(data.images), strict=True):
         place.copy_(piece)
@@ -106,13 +111,14 @@ class Batches:
         rank: this process, from 0.
         world: number of processes; each gets every `world`-th image of a batch.
         sampling: "shuffled", every image once an epoch; or "balanced", N draws with replacement in which each class is equally likely.
+        workers: threads that read ahead where images are streamed; 0 reads each batch when it is wanted. The batches are the same.
     Raises:
         DataError: balanced draws, and a class without images.
         ValueError: the batches would be too small, see `cut_into_batches`; or the sampling is unknown.
     """
 
     def __init__(self, data: FaceDataset, batch_size: int, seed: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1,
-                 sampling: str = "shuffled") -> None:
+                 sampling: str = "shuffled", workers: int = 2) -> None:
         if sampling not in SAMPLING:
             raise ValueError(f"sampling={sampling!r} is unknown: choose one of {', '.join(SAMPLING)}")
         if sampling == "balanced" and not data.counts.all():
@@ -120,7 +126,7 @@ class Batches:
                             "add images, or use shuffled batches")
         self.sampling, self._labels, self._classes = sampling, data.labels, data.num_classes
         self.images, self.labels = _held(data, torch.device(device)), data.labels.to(device)
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.batch_size, self.seed, self.rank, self.world, self.workers = batch_size, seed, rank, world, workers
         self.steps = len(cut_into_batches(torch.arange(len(data)), batch_size, 2 * world))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -130,8 +136,27 @@ class Batches:
             order = draw_balanced(self._labels, self._classes, stream)
         else:
             order = torch.randperm(len(self.labels), generator=stream)
-        for step, index in enumerate(cut_into_batches(order, self.batch_size, 2 * self.world)[first:], first):
-            mine = index[self.rank::self.world]
-            there = mine.to(self.labels.device)
-            images = self.images[there] if isinstance(self.images, Tensor) else torch.from_numpy(np.array(self.images[mine.numpy()]))
-            yield Batch(step, images, self.labels[there], mine)
+        mine = [index[self.rank::self.world] for index in cut_into_batches(order, self.batch_size, 2 * self.world)[first:]]
+        for step, (index, images) in enumerate(zip(mine, self._images_of(mine), strict=True), first):
+            yield Batch(step, images.to(self.labels.device, non_blocking=True), self.labels[index.to(self.labels.device)], index)
+
+    def _fetch(self, index: Tensor) -> Tensor:
+        """The images at these positions, where the device can copy them from without waiting."""
+        if isinstance(self.images, Tensor) and self.images.device == self.labels.device:
+            return self.images[index.to(self.images.device)]
+        images = self.images[index] if isinstance(self.images, Tensor) else torch.from_numpy(np.array(self.images[index.numpy()]))
+        return images.pin_memory() if self.labels.is_cuda else images
+
+    def _images_of(self, batches: list[Tensor]) -> Iterator[Tensor]:
+        """The images of one batch after the other; what is not held on the device is read ahead."""
+        if isinstance(self.images, Tensor) and self.images.device == self.labels.device or not self.workers:
+            yield from map(self._fetch, batches)
+            return
+        with ThreadPoolExecutor(self.workers) as readers:
+            coming: deque[Future[Tensor]] = deque()
+            for index in batches:
+                coming.append(readers.submit(self._fetch, index))
+                if len(coming) > self.workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()

@@ -416,7 +416,7 @@ def _stopped(stop: Interruption, engine: _Engine, folder: _Folder, run: Run) -> 
     if folder.path is None or folder.error:
         fate = f"it could not be saved ({folder.error})" if folder.error else "nothing is saved, since fit was given no folder"
     print(f"stopped by {stop.signal.name} in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}; {fate}",
-          file=sys.stderr, flush=True)
+          file=sys.stdout if interactive() else sys.stderr, flush=True)
     if stop.signal == signal.SIGINT and interactive():
         return run
     raise TrainingStopped(128 + stop.signal, run)

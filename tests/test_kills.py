@@ -19,7 +19,7 @@ from safetensors import safe_open
 from cucn_nb import checkpoint, methods
 from cucn_nb.checkpoint import load_state, older_state, save_state
 from cucn_nb.datasets import FaceDataset
-from cucn_nb.training import TrainConfig, TrainingError, fit, load_run
+from cucn_nb.training import TrainConfig, TrainingError, _Engine, fit, load_run
 
 SOAK = "SOAK" in os.environ
 pytestmark = [pytest.mark.soak] if SOAK else []
@@ -41,9 +41,12 @@ def noise(count):
     return FaceDataset(images=images, labels=torch.arange(count) % 7, classes=tuple("abcdefg"), name="noise", split="train", sources=names)
 
 
-def train(folder, name, save_seconds=0.0, config=CONFIG):
-    """Begin a run, or go on with it."""
+def train(folder, name, save_seconds=0.0, config=CONFIG, pause=0.0):
+    """Begin a run, or go on with it; `pause` seconds before each step make it long enough to be disturbed."""
     torch.set_num_threads(1)
+    if pause:
+        step = _Engine.train_on
+        _Engine.train_on = lambda engine, batch: (time.sleep(pause), step(engine, batch))
     resume = any(folder.glob("state*.pt"))
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,11 +56,11 @@ def train(folder, name, save_seconds=0.0, config=CONFIG):
     return fit(method, images, noise(14), config, folder, resume=resume, verbose=False, save_seconds=save_seconds)
 
 
-def start(*arguments):
+def start(*arguments, target=train):
     """Train in a process of its own, forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cucn_nb.training", "cucn_nb.methods", "accelerate", "torchvision", "torchmetrics"])
-    process = context.Process(target=train, args=arguments)
+    process = context.Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -90,6 +93,7 @@ def equal(one, other):
 def whole(tmp_path_factory):
     """A run of each method that nobody disturbed, made when it is first asked for: what it left, and the seconds it took."""
     kept = {}
+    start(target=int).join()  # the imports are not timed
 
     def run(name):
         if name not in kept:
@@ -141,7 +145,7 @@ def test_killed_again_while_it_resumes(tmp_path, whole, record):
     expected, seconds = whole("cucn")
     chance, hits = random.Random("again"), 0
     for _ in range(5):
-        process = start(tmp_path / "run", "cucn")
+        process = start(tmp_path / "run", "cucn", 0.0, CONFIG, 0.3)
         process.join(chance.uniform(0.2, 0.6) * seconds)
         process.kill()
         process.join()
@@ -154,13 +158,13 @@ def test_killed_again_while_it_resumes(tmp_path, whole, record):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_finishes_its_step(tmp_path, whole, number, code):
     expected, seconds = whole("cucn")
-    process = start(tmp_path / "run", "cucn", 1000.0)  # nothing is saved but by the signal
+    process = start(tmp_path / "run", "cucn", 1000.0, CONFIG, 0.5)  # six steps; nothing is saved but by the signal
     wait_for(tmp_path / "run" / "environment.json")
-    time.sleep(0.3 * seconds)
+    time.sleep(1)
     os.kill(process.pid, number)
     begin = time.monotonic()
     process.join()
-    assert process.exitcode == code and time.monotonic() - begin < 2 + seconds / 2
+    assert process.exitcode == code and time.monotonic() - begin < 2 + 0.5 + seconds / 2  # a step, and saving it
     assert load_state(tmp_path / "run" / "state.pt")["epoch"] < 2
     train(tmp_path / "run", "cucn")
     assert equal(end_of(tmp_path / "run"), expected | {"names": sorted(path.name for path in (tmp_path / "run").iterdir())})
