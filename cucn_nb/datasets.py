@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'Allocate', 'Rows', 'as_pieces', 'FaceDataset', 'resize', 'as_grey', 'Source', 'open', 'BadFiles',
-           'write_quarantine', 'in_memory', 'Pass', 'go_through', 'image_digest', 'manifest_digest', 'pixel_digests',
-           'as_dataset', 'read', 'fer2013_rows']
+           'write_rows', 'write_quarantine', 'in_memory', 'Pass', 'go_through', 'image_digest', 'manifest_digest',
+           'pixel_digests', 'as_dataset', 'read', 'fer2013_rows']
 
 # %% ../nbs/02_datasets.ipynb #dfd2203c
 import contextlib
@@ -287,6 +287,32 @@ class BadFiles(DataError):
         self.bad = tuple(bad)
 
 # %% ../nbs/02_datasets.ipynb #6c629153
+def write_rows(path: str | Path, header: Sequence[str], rows: Sequence[Sequence[object]], what: str) -> None:
+    """Write a csv whole or not at all; `csv.reader` gives back every name, whatever characters it has.
+
+    Args:
+        path: the csv file.
+        header: names of the columns.
+        rows: a value for each column.
+        what: what it is called in an error, such as "the manifest".
+    Raises:
+        DataError: it cannot be written.
+    """
+    target = Path(path)
+    beside = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            strange = any("\r" in str(field) for row in rows for field in row)  # which csv.writer leaves without quotes before Python 3.13
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if strange else csv.QUOTE_MINIMAL)
+            writer.writerow(header)
+            writer.writerows(rows)
+        os.replace(beside, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise DataError(f"{path}: {what} cannot be written ({error.strerror}); name another file") from None
+
+
 def write_quarantine(path: str | Path, bad: Sequence[tuple[str, str, str, Verdict]], copies: Sequence[tuple[str, str, str, str]]) -> None:
     """Write what was left out as csv, whole or not at all: split, path, class, verdict, words.
 
@@ -297,20 +323,9 @@ def write_quarantine(path: str | Path, bad: Sequence[tuple[str, str, str, Verdic
     Raises:
         DataError: it cannot be written.
     """
-    target = Path(path)
-    beside = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            strange = any("\r" in path for _, path, *_ in (*bad, *copies))  # which csv.writer leaves without quotes before Python 3.13
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if strange else csv.QUOTE_MINIMAL)
-            writer.writerow(["split", "path", "class", "verdict", "words"])
-            writer.writerows([split, name, label, verdict.kind, verdict.words] for split, name, label, verdict in bad)
-            writer.writerows([split, name, label, "copy", f"the same pixels as {other}"] for split, name, label, other in copies)
-        os.replace(beside, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise DataError(f"{path}: the list of what is left out cannot be written ({error.strerror}); name another file") from None
+    rows = [(split, name, label, verdict.kind, verdict.words) for split, name, label, verdict in bad]
+    rows += [(split, name, label, "copy", f"the same pixels as {other}") for split, name, label, other in copies]
+    write_rows(path, ("split", "path", "class", "verdict", "words"), rows, "the list of what is left out")
 
 # %% ../nbs/02_datasets.ipynb #27262c56
 Allocate = Callable[[tuple[int, ...]], np.ndarray]

@@ -7,9 +7,7 @@ __all__ = ['PUBLISHED', 'TOTALS', 'NEAR', 'THUMB', 'Pairs', 'verdict', 'thumbnai
            'read_manifest', 'differences', 'Survey', 'survey']
 
 # %% ../nbs/02a_survey.ipynb #63a3f250
-import contextlib
 import csv
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from torch.nn.functional import interpolate
 
 # %% ../nbs/02a_survey.ipynb #723c75aa
 from . import datasets, faces
-from .datasets import SPLITS, FaceDataset, Rows, Source, as_pieces, image_digest, manifest_digest, pixel_digests
+from .datasets import SPLITS, FaceDataset, Rows, Source, as_pieces, image_digest, manifest_digest, pixel_digests, write_rows
 from .expressions import Expression
 from .images import REFUSED, Box, DataError, decode_many
 from .layouts import Listing
@@ -153,19 +151,7 @@ def write_manifest(entries: Sequence[Entry], path: str | Path) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    target = Path(path)
-    beside = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            strange = any("\r" in entry.path for entry in entries)  # which csv.writer leaves without quotes before Python 3.13
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if strange else csv.QUOTE_MINIMAL)
-            writer.writerow(Entry._fields)
-            writer.writerows(entries)
-        os.replace(beside, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise DataError(f"{path}: the manifest cannot be written ({error.strerror}); name another file") from None
+    write_rows(path, Entry._fields, entries, "the manifest")
 
 # %% ../nbs/02a_survey.ipynb #ee683f4a
 def read_manifest(path: str | Path) -> list[Entry]:

@@ -116,4 +116,4 @@ def test_first_python_lines_of_the_readme_run(installed, empty):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     if not blocks:
         pytest.skip("the README has no Python yet")
-    run(installed / "python", "-c", blocks[0], cwd=empty)
+    assert "worst" in run(installed / "python", "-c", blocks[0], cwd=empty)
