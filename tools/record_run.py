@@ -14,6 +14,15 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
+def judged(run: Path, name: str, split: str) -> str:
+    """The ending of the files that `cucn evaluate` has written about this split of the data that the run learned from."""
+    found = [path.stem.removeprefix("evaluation") for path in sorted(run.glob("evaluation*.json"))
+             if (about := json.loads(path.read_text("utf-8")))["data"] == name and about["split"] == split]
+    if len(found) != 1:
+        raise SystemExit(f"{run}: {len(found)} evaluations of {name}/{split}, one is needed: run `cucn evaluate` once, or take the others away")
+    return found[0]
+
+
 def record(run: Path, ending: str) -> dict:
     """Collect what made a run and what came out of it."""
     names = ("config", "environment", f"evaluation{ending}")
@@ -33,7 +42,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "valid"), default="test")
     arguments = parser.parse_args()
     name = json.loads((arguments.run / "config.json").read_text("utf-8"))["data"]["train"]["name"]
-    ending = "" if arguments.split == "test" else f"-{name}-{arguments.split}"
+    ending = judged(arguments.run, name, arguments.split)
     out = RESULTS / arguments.name
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record(arguments.run, ending), indent=1)

@@ -1,0 +1,138 @@
+"""Measure what chapter 35 shows: both loops as a pair, our switches one by one, and whether the fast ones cost accuracy. Ten minutes on two cores.
+
+    python tools/measure_speed.py [--device cuda] [--image-size 224] [--batch-size 32]      into results/speed.json
+    python tools/measure_speed.py --device cuda --batch-size 256 --record results/speed_cuda.json
+
+Nothing else should run meanwhile.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cucn_nb import bench, datasets, methods, metrics, protocols, training
+from cucn_nb.augment import ERASE_AREA, ERASE_RATIO, NOISE_SD, augment
+from cucn_nb.checkpoint import write_atomic
+from cucn_nb.experiments import seed_interval
+from cucn_nb.methods.base import IMAGENET_MEAN
+from cucn_nb.training import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SWITCHES: list[tuple[str, dict[str, Any]]] = [  # each with those before it
+    ("fused Adam, guard", {"precision": "float32", "channels_last": False}),
+    ("channels last", {"precision": "float32"}),
+    ("bfloat16", {"precision": "bf16"}),
+    ("torch.compile", {"precision": "bf16", "compile": True}),
+]
+
+
+def switches(folder: Path, method: str, image_size: int, batch_size: int, device: str, repeat: int) -> list[dict[str, Any]]:
+    """Seconds of a step with one switch after the other, all in turns."""
+    bench.write_faces(folder / "faces", batch_size * 2)
+    data = datasets.read(folder / "faces", image_size=image_size)
+
+    def create() -> methods.Method:
+        torch.manual_seed(0)
+        return methods.create(method, counts=torch.full((7,), 100), image_size=image_size)
+
+    public = bench.PublicLoop(create(), folder / "faces", image_size, batch_size, device, workers=0)
+    images, labels = next(iter(public.loader))
+    steps = [("public loop", lambda: public.step(images, labels))]
+    for name, options in SWITCHES:
+        config = TrainConfig(batch_size=batch_size, device=device, augmentation=training.Augmentation(0, 0, 0, 0), **options)
+        engine = training._Engine(create(), data, config)
+        engine.step.train()
+        batch = next(engine.batches.epoch(0))
+        steps.append((name, lambda engine=engine, batch=batch: engine.train_on(batch)))
+    seconds: dict[str, list[float]] = {name: [] for name, _ in steps}
+    for turn in range(repeat + 1):
+        for name, call in steps:
+            start = time.perf_counter()
+            call()
+            bench._wait(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return [{"switch": name, "seconds": values, "median": statistics.median(values)} for name, values in seconds.items()]
+
+
+def augmentation(image_size: int, batch_size: int, device: str, repeat: int = 15) -> dict[str, Any]:
+    """Seconds to augment a batch of bytes by the policy of "raf-db", each image by its own luck: ours, torchvision v2, kornia if installed."""
+    from torchvision.transforms import v2
+
+    policy, ours = TrainConfig.preset("raf-db").augmentation, torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch_size, 3, image_size, image_size), dtype=torch.uint8, device=device)
+    each = v2.Compose([v2.RandomHorizontalFlip(policy.flip), v2.ToDtype(torch.float32, scale=True),
+                       v2.RandomApply([v2.GaussianNoise(sigma=NOISE_SD)], policy.noise),
+                       v2.RandomErasing(policy.erase, ERASE_AREA, ERASE_RATIO, list(IMAGENET_MEAN))])
+    calls: dict[str, Any] = {"cucn_nb": lambda: augment(images, policy, ours),
+                             f"torchvision {version('torchvision')}, v2": lambda: torch.stack([each(image) for image in images])}
+    try:
+        from kornia import augmentation as kornia
+
+        together = torch.nn.Sequential(kornia.RandomHorizontalFlip(p=policy.flip), kornia.RandomGaussianNoise(std=NOISE_SD, p=policy.noise),
+                                       kornia.RandomErasing(ERASE_AREA, ERASE_RATIO, value=0.45, p=policy.erase))
+        calls[f"kornia {version('kornia')}"] = lambda: together(images.float() / 255)
+    except ModuleNotFoundError:
+        print("kornia is not installed: it is left out of the augmentation's comparison")
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeat + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            bench._wait(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {"image_size": image_size, "batch_size": batch_size, "policy": asdict(policy), "seconds": seconds}
+
+
+def accuracy(device: str, seeds: int = 3) -> dict[str, Any]:
+    """Mean recall on the embedded test faces, slow and fast, paired by seed."""
+    config = TrainConfig.preset("scratch", epochs=3, device=device)
+    slow, fast = replace(config, precision="float32", channels_last=False), replace(config, precision="bf16")
+    whole, test = (datasets.read("faces", split, image_size=32) for split in ("train", "test"))
+    found: dict[str, list[float]] = {"slow": [], "fast": []}
+    for seed in range(seeds):
+        train, valid = protocols.stratified_split(whole, 0.1, seed)
+        for name, chosen in (("slow", slow), ("fast", fast)):
+            torch.manual_seed(seed)
+            method = methods.create("cross_entropy", counts=train.counts, image_size=32, stem="small", weight_scheme="inverse")
+            training.fit(method, train, valid, replace(chosen, seed=seed), verbose=False)
+            found[name].append(metrics.evaluate(method, test).mean)
+            print(seed, name, found[name][-1], flush=True)
+    mean, half = seed_interval([b - a for a, b in zip(found["slow"], found["fast"], strict=True)])
+    return {**found, "gain": mean, "half": half, "training": json.loads(json.dumps(asdict(config))), "images": len(test), "image_size": 32}
+
+
+def main() -> None:
+    """Measure, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--record", type=Path, default=ROOT / "results" / "speed.json")
+    arguments = parser.parse_args()
+    sizes = (arguments.image_size, arguments.batch_size, arguments.device)
+    record: dict[str, Any] = {"environment": training.environment(arguments.device), "pairs": {}, "switches": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        for method in ("rul", "cucn"):
+            pair = bench.compare(Path(temporary) / method, method, *sizes, images=8 * arguments.batch_size)
+            print(bench.as_text(pair), flush=True)
+            record["pairs"][method] = pair
+            record["switches"][method] = switches(Path(temporary) / f"{method} switches", method, *sizes, repeat=5)
+            print(*((row["switch"], round(row["median"], 3)) for row in record["switches"][method]), flush=True)
+    record["augmentation"] = augmentation(*sizes)
+    print({name: round(1000 * statistics.median(values), 1) for name, values in record["augmentation"]["seconds"].items()}, flush=True)
+    record["accuracy"] = accuracy(arguments.device)
+    write_atomic(arguments.record, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
