@@ -39,19 +39,16 @@ ERASE_AREA = (0.02, 0.25)  # share of the image, as RUL
 ERASE_RATIO = (0.3, 1 / 0.3)  # height by width, log-uniform, torchvision's default
 
 # %% ../nbs/30_augment.ipynb #3cf146fd
-def _move(images: Tensor, flip: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Mirror where `flip` `[B]` is true and shift by whole pixels `[B]`, repeating the edges: `[B, C, H, W]` -> the same."""
-    batch, _, height, width = images.shape
-    device = images.device
-    rows = (torch.arange(height, device=device) - down[:, None]).clamp(0, height - 1)  # [B, H]
-    columns = (torch.arange(width, device=device) - right[:, None]).clamp(0, width - 1)
-    columns = torch.where(flip[:, None], width - 1 - columns, columns)  # [B, W]
-    first = torch.arange(batch, device=device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # channels-last in memory
+def _shift(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Shift by whole pixels `[B]`, repeating the edges: `[B, C, H, W]` -> the same."""
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height, device=images.device) - down[:, None]).clamp(0, height - 1)  # [B, H]
+    columns = (torch.arange(width, device=images.device) - right[:, None]).clamp(0, width - 1)  # [B, W]
+    return images.gather(2, rows[:, None, :, None].expand(images.shape)).gather(3, columns[:, None, None, :].expand(images.shape))
 
 # %% ../nbs/30_augment.ipynb #952545ba
-def _erase(images: Tensor, chosen: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Fill one rectangle per chosen image `[B]` with the mean colour; the other arguments are uniform numbers `[B]` in 0..1."""
+def _erase(images: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Fill one rectangle per image with the mean colour; the other arguments are uniform numbers `[B]` in 0..1."""
     height, width = images.shape[-2:]
     low, high = torch.log(torch.tensor(ERASE_RATIO)).tolist()
     share = ERASE_AREA[0] + (ERASE_AREA[1] - ERASE_AREA[0]) * area
@@ -62,7 +59,7 @@ def _erase(images: Tensor, chosen: Tensor, area: Tensor, ratio: Tensor, top: Ten
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside_rows = (rows >= y0[:, None]) & (rows < (y0 + tall)[:, None])
     inside_columns = (columns >= x0[:, None]) & (columns < (x0 + wide)[:, None])
-    hole = (inside_rows[:, :, None] & inside_columns[:, None, :] & chosen[:, None, None])[:, None]  # [B, 1, H, W]
+    hole = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]  # [B, 1, H, W]
     mean = torch.tensor(IMAGENET_MEAN, device=images.device)
     fill = mean if images.shape[1] == 3 else mean.mean(0, keepdim=True)
     return torch.where(hole, fill.view(1, -1, 1, 1), images)
@@ -82,15 +79,19 @@ def augment(images: Tensor, policy: Augmentation, generator: Generator) -> Tenso
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}: give uint8, augmentation makes the floats")
-    batch, side, device = len(images), min(images.shape[-2:]), images.device
-    flip, down, right, noisy, erased, *rectangle = torch.rand(9, batch, generator=generator).to(device)
-    reach = round(policy.shift * side)
-    steps = [((2 * reach + 1) * u).floor().long() - reach for u in (down, right)]
-    pixels = _move(images, flip < policy.flip, *steps).float() / 255
+    side, device = min(images.shape[-2:]), images.device
+    flip, down, right, noisy, erased, *rectangle = torch.rand(9, len(images), generator=generator)
+    flipped, noisy, erased = ((numbers < probability).nonzero().flatten().to(device)
+                              for numbers, probability in ((flip, policy.flip), (noisy, policy.noise), (erased, policy.erase)))
+    images = images.index_copy(0, flipped, images[flipped].flip(3))
+    if policy.shift > 0:
+        reach = round(policy.shift * side)
+        images = _shift(images, *(((2 * reach + 1) * u).floor().long().to(device) - reach for u in (down, right)))
+    pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
     if policy.noise > 0:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        noise = torch.randn(pixels.shape, generator=torch.Generator(device).manual_seed(seed), device=device)
-        pixels = torch.where((noisy < policy.noise).view(-1, 1, 1, 1), (pixels + NOISE_SD * noise).clamp(0, 1), pixels)
+        own = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        clean = pixels[noisy]
+        pixels[noisy] = (clean + NOISE_SD * torch.randn(clean.shape, generator=own, device=device)).clamp_(0, 1)
     if policy.erase > 0:
-        pixels = _erase(pixels, erased < policy.erase, *rectangle)
-    return pixels.contiguous(memory_format=torch.channels_last)
+        pixels[erased] = _erase(pixels[erased], *(u.to(device)[erased] for u in rectangle))
+    return pixels

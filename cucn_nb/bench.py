@@ -10,6 +10,7 @@ __all__ = ['PublicFaces', 'PublicLoop', 'write_faces', 'time_pair', 'time_shares
 import statistics
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -286,6 +287,7 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
         The pairs "step", "loader", "loader and augmentation" and "epoch" as `time_pair` gives them; rates, shares, memory, environment.
     """
     write_faces(folder / "faces", images)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, as public code asks for
     torch.manual_seed(0)
     create = lambda: methods.create(method, counts=torch.full((7,), 100), image_size=image_size)  # noqa: E731
     public = PublicLoop(create(), folder / "faces", image_size, batch_size, device, workers)

@@ -1,12 +1,13 @@
 """Measure what chapter 35 shows: both loops as a pair, our switches one by one, and whether the fast ones cost accuracy. Ten minutes on two cores.
 
-    python tools/measure_speed.py [--device cuda] [--image-size 224] [--batch-size 32]      into results/speed.json
-    python tools/measure_speed.py --device cuda --batch-size 256 --record results/speed_cuda.json
+    python tools/measure_speed.py            into results/speed.json; kornia is compared too where it is installed (pip install kornia)
+    python tools/measure_speed.py --device cuda --compile --image-size 224 112 --batch-size 256 64 --record results/speed_cuda.json
 
 Nothing else should run meanwhile.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -73,13 +74,14 @@ def augmentation(image_size: int, batch_size: int, device: str, repeat: int = 15
                        v2.RandomApply([v2.GaussianNoise(sigma=NOISE_SD)], policy.noise),
                        v2.RandomErasing(policy.erase, ERASE_AREA, ERASE_RATIO, list(IMAGENET_MEAN))])
     calls: dict[str, Any] = {"cucn_nb": lambda: augment(images, policy, ours),
-                             f"torchvision {version('torchvision')}, v2": lambda: torch.stack([each(image) for image in images])}
+                             f"torchvision {version('torchvision')}, v2":
+                             lambda: torch.stack([each(image) for image in images]).to(memory_format=torch.channels_last)}
     try:
         from kornia import augmentation as kornia
 
         together = torch.nn.Sequential(kornia.RandomHorizontalFlip(p=policy.flip), kornia.RandomGaussianNoise(std=NOISE_SD, p=policy.noise),
                                        kornia.RandomErasing(ERASE_AREA, ERASE_RATIO, value=0.45, p=policy.erase))
-        calls[f"kornia {version('kornia')}"] = lambda: together(images.float() / 255)
+        calls[f"kornia {version('kornia')}"] = lambda: together(images.float() / 255).to(memory_format=torch.channels_last)
     except ModuleNotFoundError:
         print("kornia is not installed: it is left out of the augmentation's comparison")
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -115,22 +117,26 @@ def main() -> None:
     """Measure, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--image-size", type=int, nargs="+", default=[224], help="the pairs are measured at each; the switches at the first")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[32], help="the same")
+    parser.add_argument("--compile", action="store_true", help="our side of the pairs is compiled")
     parser.add_argument("--record", type=Path, default=ROOT / "results" / "speed.json")
     arguments = parser.parse_args()
-    sizes = (arguments.image_size, arguments.batch_size, arguments.device)
-    record: dict[str, Any] = {"environment": training.environment(arguments.device), "pairs": {}, "switches": {}}
+    device, sizes = arguments.device, list(itertools.product(arguments.image_size, arguments.batch_size))
+    record: dict[str, Any] = {"environment": training.environment(device), "pairs": [], "switches": {}}
     with tempfile.TemporaryDirectory() as temporary:
         for method in ("rul", "cucn"):
-            pair = bench.compare(Path(temporary) / method, method, *sizes, images=8 * arguments.batch_size)
-            print(bench.as_text(pair), flush=True)
-            record["pairs"][method] = pair
-            record["switches"][method] = switches(Path(temporary) / f"{method} switches", method, *sizes, repeat=5)
+            for image_size, batch_size in sizes:
+                folder = Path(temporary) / f"{method} {image_size} {batch_size}"
+                pair = bench.compare(folder, method, image_size, batch_size, device, images=8 * batch_size, options={"compile": arguments.compile})
+                print(bench.as_text(pair), flush=True)
+                record["pairs"].append(pair)
+            record["switches"][method] = switches(Path(temporary) / f"{method} switches", method, *sizes[0], device, repeat=5)
             print(*((row["switch"], round(row["median"], 3)) for row in record["switches"][method]), flush=True)
-    record["augmentation"] = augmentation(*sizes)
-    print({name: round(1000 * statistics.median(values), 1) for name, values in record["augmentation"]["seconds"].items()}, flush=True)
-    record["accuracy"] = accuracy(arguments.device)
+    record["augmentation"] = [augmentation(*size, device) for size in (sizes[0], (64, 64))]
+    for row in record["augmentation"]:
+        print({name: round(1000 * statistics.median(values), 1) for name, values in row["seconds"].items()}, flush=True)
+    record["accuracy"] = accuracy(device)
     write_atomic(arguments.record, json.dumps(record, indent=1) + "\n")
 
 
