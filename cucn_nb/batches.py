@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 # %% ../nbs/31_batches.ipynb #c73b9f89
+from .augment import to_device
 from .datasets import DataError, FaceDataset, Rows, as_pieces
 
 # %% ../nbs/31_batches.ipynb #c3e28ab1
@@ -138,12 +139,12 @@ class Batches:
             order = torch.randperm(len(self.labels), generator=stream)
         mine = [index[self.rank::self.world] for index in cut_into_batches(order, self.batch_size, 2 * self.world)[first:]]
         for step, (index, images) in enumerate(zip(mine, self._images_of(mine), strict=True), first):
-            yield Batch(step, images.to(self.labels.device, non_blocking=True), self.labels[index.to(self.labels.device)], index)
+            yield Batch(step, images.to(self.labels.device, non_blocking=True), self.labels[to_device(index, self.labels.device)], index)
 
     def _fetch(self, index: Tensor) -> Tensor:
         """The images at these positions, where the device can copy them from without waiting."""
         if isinstance(self.images, Tensor) and self.images.device == self.labels.device:
-            return self.images[index.to(self.images.device)]
+            return self.images[to_device(index, self.images.device)]
         images = self.images[index] if isinstance(self.images, Tensor) else torch.from_numpy(np.array(self.images[index.numpy()]))
         return images.pin_memory() if self.labels.is_cuda else images
 

@@ -12,7 +12,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,8 @@ class PublicLoop:
         for module in method.modules():
             if isinstance(module, backbone.PatchConv2d):
                 module.LARGEST = 0  # a convolution as PyTorch does it
-        self.loader = DataLoader(PublicFaces(folder, image_size), batch_size, shuffle=True, num_workers=workers, pin_memory=device == "cuda")
+        self.loader = DataLoader(PublicFaces(folder, image_size), batch_size, shuffle=True, num_workers=workers, pin_memory=device == "cuda",
+                                 persistent_workers=workers > 0)
         self.optimiser = torch.optim.Adam(method.parameter_groups(2e-4, 2e-3), weight_decay=1e-4)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -252,12 +255,14 @@ def _peak_memory(call: Callable[[], Any], device: str) -> float:
     done, seen, process = threading.Event(), [0], psutil.Process()
 
     def look() -> None:
-        while not done.wait(0.1):
-            family = 0
+        while True:
+            ended, family = done.wait(0.1), 0
             for one in (process, *process.children(recursive=True)):
                 with suppress(psutil.Error):  # a worker that has just ended
                     family += one.memory_full_info().pss
             seen.append(family)
+            if ended:
+                return
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -269,7 +274,19 @@ def _peak_memory(call: Callable[[], Any], device: str) -> float:
     return max(seen) / 1e6
 
 
-def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size: int = 32, device: str = "cpu", images: int = 256,
+def _memory_of(who: str, folder: Path, method: str, sizes: tuple[int, int], device: str, workers: int, options: dict[str, Any] | None) -> float:
+    """Megabytes that an epoch of one of the loops takes, in a process that has just begun."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    network = methods.create(method, counts=torch.full((7,), 100), image_size=sizes[0])
+    if who == "public":
+        return _peak_memory(PublicLoop(network, folder / "faces", *sizes, device, workers).epoch, device)
+    data = cached(folder / "faces", folder / "cache", sizes[0], say=lambda line: None)["train"]
+    engine = training._Engine(network, data, training.TrainConfig.preset("raf-db", batch_size=sizes[1], device=device, **(options or {})))
+    engine.step.train()
+    return _peak_memory(lambda: [engine.train_on(batch) for batch in engine.batches.epoch(0)], device)
+
+
+def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size: int = 32, device: str = "cpu", images: int = 512,
             repeat: int = 5, workers: int = 4, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Measure both loops on the same files.
 
@@ -279,8 +296,8 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
         image_size: side in pixels.
         batch_size: images a step.
         device: "cpu" or "cuda".
-        images: files of an epoch.
-        repeat: how often each pair is timed; whole epochs a third as often.
+        images: files of an epoch, a multiple of the batch size.
+        repeat: how often each pair is timed; loaders and whole epochs three times at most.
         workers: processes that decode for the public loop.
         options: changes to the training settings of ours.
     Returns:
@@ -311,18 +328,24 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
         for _ in public.loader:
             pass
 
-    batch, (theirs, labels) = next(engine.batches.epoch(0)), next(iter(public.loader))
+    batch, (theirs, labels) = next(engine.batches.epoch(0)), (part.to(device) for part in next(iter(public.loader)))
     bare = training._Engine(create(), data, training.dataclasses.replace(config, augmentation=training.Augmentation(0, 0, 0, 0)))
     bare.step.train()
     pairs = {"step": time_pair(lambda: public.step(theirs, labels), lambda: bare.train_on(batch), repeat, device),
-             "loader": time_pair(their_loader, lambda: our_loader(False), max(2, repeat // 3), device),
-             "loader and augmentation": time_pair(their_loader, lambda: our_loader(True), max(2, repeat // 3), device),
-             "epoch": time_pair(public.epoch, our_epoch, max(2, repeat // 3), device)}
+             "loader": time_pair(their_loader, lambda: our_loader(False), min(3, repeat), device),
+             "loader and augmentation": time_pair(their_loader, lambda: our_loader(True), min(3, repeat), device),
+             "epoch": time_pair(public.epoch, our_epoch, min(3, repeat), device)}
+    from cucn_nb.bench import _memory_of as by_name  # a new process finds a function by the name of its module
+
+    memory = {}
+    for who in ("public", "ours"):
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            memory[who] = fresh.submit(by_name, who, folder, method, (image_size, batch_size), device, workers, options).result()
     dtype = torch.bfloat16 if engine.accelerator.mixed_precision == "bf16" else torch.float32
     can, does, seconds = machine_rates(device, dtype), count_step(bare), statistics.median(pairs["step"]["ours"])
     return {"method": method, "image_size": image_size, "batch_size": batch_size, "images": images, "workers": workers, "pairs": pairs,
             "precision": engine.accelerator.mixed_precision, "shares": time_shares(engine, 5),
-            "memory_megabytes": {"public": _peak_memory(public.epoch, device), "ours": _peak_memory(our_epoch, device)},
+            "memory_megabytes": memory,
             "machine": can, "step": does, "share_of_machine": {name: does[name] / seconds / can[name] for name in can},
             "environment": training.environment(device)}
 

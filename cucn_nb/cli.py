@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -235,8 +236,13 @@ def _resume(folder: Path, given: dict[str, Any]) -> None:
     changed = replace(changed, **{name: value for name, value in given.items() if name != "lr"})
     metrics = folder / "metrics.jsonl"  # written last
     lines = len(metrics.read_text("utf-8").splitlines()) if metrics.exists() else 0
-    if min(load_state(folder / "state.pt")["epoch"], lines) >= changed.epochs:
-        raise ValueError(f"{folder} is finished: all {changed.epochs} epochs are done, nothing is left to resume")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `fit` will warn of a damaged state
+        done = min(load_state(folder / "state.pt").get("epoch", 0), lines)
+    if done > changed.epochs:
+        raise ValueError(f"{folder} has {done} epochs done already, {changed.epochs} are asked for: ask for as many or more")
+    if done == changed.epochs and _whole(folder):
+        raise ValueError(f"{folder} is finished: all {done} epochs are done, nothing is left to resume")
     train, valid = _same_training(record, folder)
     torch.manual_seed(config.seed)
     method = methods.create(**{**record["method"], "weights": None})
@@ -245,6 +251,17 @@ def _resume(folder: Path, given: dict[str, Any]) -> None:
     allow = [field for name in given for field in (f"training.{name}", *with_it.get(name, []))]
     fit(method, train, valid, changed, folder, resume=True, allow=allow)
     _finish(folder)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the model of a run can be read; if not, its state can bring it back."""
+    from cucn_nb.checkpoint import load_method
+
+    try:
+        load_method(folder / "model.safetensors")
+        return True
+    except ValueError:
+        return False
 
 
 def _say_data(train: Any, valid: Any) -> None:
@@ -597,7 +614,7 @@ class Bench:
     device: Literal["cpu", "cuda"] = "cpu"  # where
     image_size: int = 224  # side in pixels
     batch_size: int = 32  # images a step
-    images: int = 256  # files of an epoch
+    images: int = 512  # files of an epoch, a multiple of the batch size
     workers: int = 4  # processes that decode for the public loop
     compile: Literal["yes", "no"] = "no"  # let torch.compile rewrite our step
     json: Annotated[Path | None, _optional("FILE")] = None  # write the record there
@@ -607,8 +624,12 @@ class Bench:
         from cucn_nb.bench import as_text, compare
         from cucn_nb.checkpoint import write_atomic
 
-        if min(self.image_size - 31, self.batch_size - 1, self.images - 2 * self.batch_size + 1, self.workers + 1) < 1:
-            raise ValueError("a bench needs images of at least 32 pixels, batches of at least 2, two batches of images, and 0 or more workers")
+        from cucn_nb.training import TrainConfig
+
+        if self.batch_size < 2 or self.images % self.batch_size or min(self.image_size - 32, self.images - 2 * self.batch_size, self.workers) < 0:
+            raise ValueError("a bench needs images of at least 32 pixels, batches of at least 2, two or more whole batches, and 0 or more workers")
+        TrainConfig(device=self.device)  # says so now if there is no such device
+        _writable("--json", self.json)
         with tempfile.TemporaryDirectory() as folder:
             record = compare(Path(folder), self.method, self.image_size, self.batch_size, self.device, self.images, workers=self.workers,
                              options={"compile": self.compile == "yes"})

@@ -40,32 +40,37 @@ class FiniteGuard:
         self._buffers = list(kinds.values())
         device = self._parameters[0].device
         self._found, self._one = torch.zeros((), device=device), torch.ones((), device=device)
-        self._waiting: list[tuple[Any, Tensor, Any]] = []  # a step's name, its flag on the CPU, the event after which that can be read
+        self._lag = 1 if device.type == "cuda" else 0  # steps whose answers are not waited for
+        self._waiting: list[tuple[Any, Tensor, Any]] = []  # a step's name, its flags on the CPU, the event after which these can be read
+        self.stop = False  # whether a step that has been read was the last that some process wants to do
 
     def before(self) -> None:
         """Copy the buffers; call it before the forward pass."""
         self._kept = [torch.cat([b.reshape(-1) for b in kind]) for kind in self._buffers]
 
-    def after(self, loss: Tensor, step: Any) -> None:
+    def after(self, loss: Tensor, step: Any, stop: bool = False) -> None:
         """Look at loss and gradients, and put the buffers back if they are not finite; call it between backward pass and optimiser step.
 
         Args:
             loss: of this step.
             step: its name, for `first_bad`.
+            stop: whether this process wants to stop after it; all processes learn that, as they learn what is not finite.
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss.detach().float().clone()], self._found, self._one)
+        flags = torch.stack([self._found, torch.full_like(self._found, stop)])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self._found, torch.distributed.ReduceOp.MAX)
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+            self._found.copy_(flags[0])
         for kind, kept in zip(self._buffers, self._kept, strict=True):
             now = torch.where(self._found.bool(), kept, torch.cat([b.reshape(-1) for b in kind])).split([b.numel() for b in kind])
             torch._foreach_copy_(kind, [piece.view_as(buffer) for piece, buffer in zip(now, kind, strict=True)])
         self._optimiser.found_inf = self._found
-        flag = torch.empty((), pin_memory=self._found.is_cuda).copy_(self._found, non_blocking=True)
+        answer = torch.empty(2, pin_memory=self._found.is_cuda).copy_(flags, non_blocking=True)
         event = torch.cuda.Event() if self._found.is_cuda else None
         if event is not None:
             event.record()
-        self._waiting.append((step, flag, event))
+        self._waiting.append((step, answer, event))
 
     def first_bad(self, wait: bool = False) -> Any:
         """Say which step was the first that was not finite.
@@ -75,18 +80,27 @@ class FiniteGuard:
         Returns:
             The name that `after` was given, or None.
         """
-        while len(self._waiting) > (0 if wait or not self._found.is_cuda else 1):
-            step, flag, event = self._waiting.pop(0)
+        while len(self._waiting) > (0 if wait else self._lag):
+            step, answer, event = self._waiting.pop(0)
             if event is not None:
                 event.synchronize()
-            if flag.item():
+            bad, stop = answer.tolist()
+            self.stop = self.stop or bool(stop)
+            if bad:
                 self._waiting.clear()
                 return step
         return None
 
+    def clean(self) -> bool:
+        """Say, and wait for it, whether all steps that `first_bad` has not told about yet were finite; it still tells about them."""
+        for _, _, event in self._waiting:
+            if event is not None:
+                event.synchronize()
+        return not any(answer[0] for _, answer, _ in self._waiting)
+
 # %% ../nbs/32a_guard.ipynb #d660e9bd
-def find_non_finite(step: nn.Module, compute: Callable[[], Tensor]) -> str:
-    """Do a step again and name the first thing in it that is not finite; gradients are left behind.
+def find_non_finite(step: nn.Module, compute: Callable[[], Tensor]) -> str | None:
+    """Do a step again and name the first thing in it that is not finite, None if nothing is; gradients are left behind.
 
     Args:
         step: the module whose parts are watched.
@@ -119,7 +133,7 @@ def find_non_finite(step: nn.Module, compute: Callable[[], Tensor]) -> str:
     for name, parameter in reversed(list(step.named_parameters())):
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
-    return "nothing any more: it was finite this time"
+    return None
 
 # %% ../nbs/32a_guard.ipynb #abea67f1
 class StopRequested(BaseException):

@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,9 +29,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 # %% ../nbs/34_training.ipynb #4941380e
-from .augment import Augmentation, augment
+from .augment import Augmentation, augment, to_device
 from .batches import SAMPLING, Batch, Batches, random_stream
-from .checkpoint import load_method, load_state, remove_parts, save_method, save_state, write_atomic
+from .checkpoint import load_method, load_state, mend_state, remove_parts, save_method, save_state, write_atomic
 from .datasets import FaceDataset
 from .guard import FiniteGuard, Interruption, StopRequested, find_non_finite, interactive
 from .methods import Method
@@ -68,8 +69,8 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(allowed)}")
         for name in ("epochs", "batch_size", "lr", "classifier_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError('device="cuda", but there is no CUDA device: use "auto" or "cpu"')
 
@@ -215,7 +216,8 @@ class _Engine:
         device, rank, processes = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         self.of_process = f"/{rank}" if rank else ""
         self.batches = Batches(train, config.batch_size, config.seed, device, rank, processes, config.sampling)
-        method.to(device).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        method.to(device).to(memory_format=self.memory_format)
         self.optimiser, self.scheduler = _make_optimiser(method, config, self.batches.steps)
         step: Any = torch.compile(TrainingStep(method)) if config.compile else TrainingStep(method)
         self.step: nn.Module = self.accelerator.prepare(step)  # casts to bfloat16, and spreads the work over processes
@@ -226,13 +228,13 @@ class _Engine:
         def stream(purpose: str) -> torch.Generator:
             return random_stream(self.config.seed, purpose + self.of_process, self.place.epoch, batch.step)
 
-        images = augment(batch.images, self.config.augmentation, stream("augment"))
-        partner = draw_partner(len(images), stream("pairs")).to(images.device) if self.method.mixes else None
+        images = augment(batch.images, self.config.augmentation, stream("augment")).contiguous(memory_format=self.memory_format)
+        partner = to_device(draw_partner(len(images), stream("pairs")), images.device) if self.method.mixes else None
         torch.manual_seed(stream("dropout").initial_seed())
         return step(images, batch.labels, partner)
 
-    def train_on(self, batch: Batch) -> None:
-        """Do one step."""
+    def train_on(self, batch: Batch, stop: Interruption | None = None) -> None:
+        """Do one step; all processes learn whether one of them is to stop after it."""
         self.guard.before()
         loss, log = self.loss(self.step, batch)
         if self.accelerator.num_processes > 1:  # gradients are averaged over processes: divide by the weights of the whole batch instead
@@ -241,11 +243,11 @@ class _Engine:
             loss, log = loss * share, {**log, "loss": log["loss"] * share}
         self.optimiser.zero_grad()
         self.accelerator.backward(loss)
-        self.guard.after(loss, batch.step)
+        self.guard.after(loss, batch.step, stop is not None and stop.signal is not None)
         self.optimiser.step()
         self.scheduler.step()
         self.place.names = tuple(log)
-        self.place.logs.append(torch.stack([value.detach().float() for value in log.values()]))
+        self.place.logs.append(self.accelerator.reduce(torch.stack([value.detach().float() for value in log.values()]), "mean"))
         self.place.step += 1
 
     def go_to_place(self) -> None:
@@ -307,13 +309,17 @@ def _train_epoch(engine: _Engine, folder: _Folder, stop: Interruption) -> None:
     start = time.perf_counter()
     for batch in tqdm(engine.batches.epoch(place.epoch, place.step), f"epoch {place.epoch + 1}", steps, initial=place.step, leave=False,
                       disable=None if engine.accelerator.is_main_process else True):
-        engine.train_on(batch)
-        if (bad := engine.guard.first_bad(wait=batch.step + 1 == steps)) is not None:
+        engine.train_on(batch, stop)
+        bad = engine.guard.first_bad(wait=batch.step + 1 == steps)
+        stopping = engine.guard.stop if engine.accelerator.num_processes > 1 else stop.signal is not None
+        if bad is None and stopping:
+            bad = engine.guard.first_bad(wait=True)
+        if bad is not None:
             raise _NotFinite(bad)
         place.seconds += time.perf_counter() - start
-        if stop.signal is not None and engine.accelerator.is_main_process:
+        if stopping:
             raise StopRequested
-        if folder.due():
+        if folder.due() and engine.guard.clean():
             folder.save(engine)
         start = time.perf_counter()
 
@@ -325,8 +331,7 @@ class _NotFinite(Exception):
 def _end_epoch(engine: _Engine, valid: FaceDataset, images: int, verbose: bool) -> None:
     """Judge the validation images and step into the next epoch."""
     place, report = engine.place, evaluate(engine.method, valid)
-    means = engine.accelerator.reduce(torch.stack(place.logs).mean(0), "mean").tolist()
-    log, summary = dict(zip(place.names, means, strict=True)), report.summary()
+    log, summary = dict(zip(place.names, torch.stack(place.logs).mean(0).tolist(), strict=True)), report.summary()
     entry = {"epoch": place.epoch + 1, **log, "valid": {k: summary[k] for k in ("overall", "mean", "worst", "best", "recall", "ece")},
              "seconds": round(place.seconds, 3), "images_per_second": round(images / place.seconds, 1)}
     engine.place = _Place(place.epoch + 1, history=[*place.history, entry])
@@ -361,6 +366,7 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
     out = None if out is None else Path(out)
     _check(method, train, valid, out, resume)
     engine = _Engine(method, train, config)
+    alone = engine.accelerator.num_processes == 1
     record = _make_record(engine, train, valid, provenance)
     folder = _Folder(out if engine.accelerator.is_main_process else None, save_seconds, train.classes)
     if out is not None:
@@ -373,16 +379,18 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
         try:
             while engine.place.epoch < config.epochs:
                 _train_epoch(engine, folder, stop)
-                with stop.at_once():
+                with stop.at_once() if alone else nullcontext():  # several processes stop after a step, together
                     _end_epoch(engine, valid, len(train), verbose)
                 if folder.due(whole_epoch=True) or engine.place.epoch == config.epochs:
                     folder.save(engine, whole_epoch=True)
         except StopRequested:
             folder.save(engine)
+            engine.accelerator.wait_for_everyone()  # torchrun ends all when one has ended
             return _stopped(stop, engine, folder, so_far())
         except _NotFinite as error:
             message = _explain(engine, error.args[0], train)
             folder.save(engine)
+            engine.accelerator.wait_for_everyone()
             raise TrainingError(message, so_far()) from None
     engine.accelerator.wait_for_everyone()  # the files are complete before any process reads them
     if folder.error is not None:
@@ -396,6 +404,9 @@ def _check(method: Method, train: FaceDataset, valid: FaceDataset, out: Path | N
         if data.num_classes != method.num_classes or data.image_size != method.settings["image_size"]:
             raise ValueError(f"{data.name}/{data.split} has {data.num_classes} classes and {data.image_size}-pixel images, "
                              f"the method was made for {method.num_classes} and {method.settings['image_size']}")
+    if train.classes != valid.classes:
+        raise ValueError(f"{train.name}/{train.split} has the classes {', '.join(train.classes)}, {valid.name}/{valid.split} {', '.join(valid.classes)}: "
+                         "give both the same, in the same order")
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to go on with")
     if out and not resume and out.exists() and any(out.iterdir()):
@@ -411,15 +422,16 @@ def _make_record(engine: _Engine, train: FaceDataset, valid: FaceDataset, proven
 
 def _stopped(stop: Interruption, engine: _Engine, folder: _Folder, run: Run) -> Run:
     """Say where the run was stopped; a notebook gets it back, a command ends."""
-    assert stop.signal is not None
+    number = stop.signal or signal.SIGTERM  # another process may have had it
     fate = "saved; go on with fit(..., resume=True), or with: cucn train --resume RUN"
     if folder.path is None or folder.error:
         fate = f"it could not be saved ({folder.error})" if folder.error else "nothing is saved, since fit was given no folder"
-    print(f"stopped by {stop.signal.name} in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}; {fate}",
-          file=sys.stdout if interactive() else sys.stderr, flush=True)
-    if stop.signal == signal.SIGINT and interactive():
+    if engine.accelerator.is_main_process:
+        print(f"stopped by {number.name} in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}; {fate}",
+              file=sys.stdout if interactive() else sys.stderr, flush=True)
+    if number == signal.SIGINT and interactive():
         return run
-    raise TrainingStopped(128 + stop.signal, run)
+    raise TrainingStopped(128 + number, run)
 
 
 def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
@@ -427,14 +439,21 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
     place = engine.place
     place.step, place.logs = step, place.logs[:step]
     engine.go_to_place()
-    plain, batch = engine.accelerator.unwrap_model(engine.step), next(engine.batches.epoch(place.epoch, step))
+    plain, batch = TrainingStep(engine.method), next(engine.batches.epoch(place.epoch, step))  # not compiled: its parts can be watched
     engine.guard.before()
-    what = find_non_finite(engine.method, lambda: engine.loss(plain, batch)[0])
+    with engine.accelerator.autocast():
+        what = find_non_finite(engine.method, lambda: engine.loss(plain, batch)[0])
     engine.guard.after(torch.zeros((), device=batch.labels.device), step)  # its flag is up, so the buffers are put back
     rows = batch.position.tolist()
-    listed = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
-    return (f"epoch {place.epoch + 1}, step {step + 1}: {what} is not finite; images {listed} of {data.name}/{data.split}. The step has changed "
-            "nothing; lower the learning rate, or use precision float32")
+    found = [(what, ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else ""))]
+    if engine.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        found = gather_object(found)
+    what, listed = next((one for one in found if one[0]), (None, "; ".join(images for _, images in found)))
+    return (f"epoch {place.epoch + 1}, step {step + 1}: {what or 'the loss or a gradient'} is not finite; images {listed} of {data.name}/{data.split}"
+            f"{'' if what else ' (done again it was, so no layer can be named)'}. The step has changed nothing; lower the learning rate, or use "
+            "precision float32")
 
 # %% ../nbs/34_training.ipynb #cc347c3c
 LATER: dict[str, Any] = {"sampling": "shuffled", "channels_last": True, "compile": False}  # settings that older records lack, and what was done then
@@ -488,9 +507,13 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
     if resume:
         state, known = load_state(out / "state.pt"), read_record(out)[0]
         changed = _changes(out, known, json.loads(json.dumps(record)), allow)
+        if missing := [name for name in ("method", "optimiser", "epoch", "history") if name not in state]:
+            raise ValueError(f"{out / 'state.pt'} is no state of a run: it holds no {', no '.join(missing)}")
+        if state["epoch"] > engine.config.epochs:
+            raise ValueError(f"{out} has {state['epoch']} epochs done, {engine.config.epochs} are asked for: ask for as many or more")
         _restore(engine, state)
         place = {"epoch": engine.place.epoch + 1, "step": engine.place.step}
-        began = json.loads((out / "environment.json").read_text("utf-8"))
+        began = _read_notes(out / "environment.json", machine)
         other = {name: value for name, value in machine.items() if value != began.get(name)}
         machine = {**began, **({"resumed": [*began.get("resumed", []), {**place, **other}]} if other else {})}
         changes = [*known.get("changes", []), *([{**place, **changed}] if changed else [])]
@@ -499,10 +522,20 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
         return
     out.mkdir(parents=True, exist_ok=True)
     remove_parts(out)
+    if resume:
+        mend_state(out / "state.pt")
     write_atomic(out / "config.json", json.dumps(record, indent=1) + "\n")
     write_atomic(out / "environment.json", json.dumps(machine, indent=1) + "\n")
-    if resume and engine.place.step == 0:  # a kill may have come between the state and the files that follow it
+    if resume and engine.place.step == 0 and engine.place.epoch > 0:  # a kill may have come between the state and the files that follow it
         folder.save(engine, whole_epoch=True, state=False)
+
+
+def _read_notes(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """The facts about the machine that a run was begun on; where they are lost, those of this one."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return dict(otherwise)
 
 
 def _restore(engine: _Engine, state: dict[str, Any]) -> None:
@@ -510,6 +543,8 @@ def _restore(engine: _Engine, state: dict[str, Any]) -> None:
     engine.method.load_state_dict(state["method"])
     groups = engine.optimiser.state_dict()["param_groups"]
     engine.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
+    for parameter, moments in engine.optimiser.state.items():  # in the order of the parameter's own memory, which fused Adam takes for granted
+        moments.update({name: torch.empty_like(parameter).copy_(kept) for name, kept in moments.items() if kept.shape == parameter.shape})
     logs = [] if state.get("logs") is None else list(state["logs"].to(engine.accelerator.device))
     engine.place = _Place(state["epoch"], state.get("step", 0), logs, tuple(state.get("names", ())), state.get("seconds", 0.0), state["history"])
     engine.go_to_place()
@@ -530,6 +565,7 @@ def read_record(folder: str | Path) -> tuple[dict[str, Any], TrainConfig]:
         raise ValueError(f"{folder} is no run: it has no config.json")
     try:
         record = json.loads(path.read_text("utf-8"))
+        _ = record["method"], record["data"]["train"], record["data"]["valid"]
         record["training"] = LATER | record["training"]
         settings = {**record["training"], "augmentation": Augmentation(**record["training"]["augmentation"])}
         if settings["device"] == "cuda" and not torch.cuda.is_available():  # a run of a GPU machine can be read on any other
@@ -537,6 +573,8 @@ def read_record(folder: str | Path) -> tuple[dict[str, Any], TrainConfig]:
         return record, TrainConfig(**settings)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error} is missing or unknown in it") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def load_run(folder: str | Path) -> Run:

@@ -105,10 +105,10 @@ def test_a_gradient_that_overflows_changes_nothing(name, place):
     kept = {}
     original = training._Engine.train_on
 
-    def train_on(engine, batch):
+    def train_on(engine, batch, stop):
         kept.clear()
         kept.update({key: value.clone() for key, value in method.state_dict().items()})
-        original(engine, batch)
+        original(engine, batch, stop)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Engine, "train_on", train_on)

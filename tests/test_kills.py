@@ -46,7 +46,7 @@ def train(folder, name, save_seconds=0.0, config=CONFIG, pause=0.0):
     torch.set_num_threads(1)
     if pause:
         step = _Engine.train_on
-        _Engine.train_on = lambda engine, batch: (time.sleep(pause), step(engine, batch))
+        _Engine.train_on = lambda engine, batch, stop: (time.sleep(pause), step(engine, batch, stop))
     resume = any(folder.glob("state*.pt"))
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)

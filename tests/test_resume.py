@@ -1,0 +1,251 @@
+"""Going on with a run whose folder is damaged, whose settings change, or that was stopped at a bad moment."""
+
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cucn_nb import augment, backbone, batches, checkpoint, methods, training
+from cucn_nb.checkpoint import load_state, older_state, save_state
+from cucn_nb.cli import main
+from cucn_nb.datasets import FaceDataset
+from cucn_nb.guard import FiniteGuard
+from cucn_nb.training import TrainConfig, TrainingError, _Engine, fit, load_run
+
+CONFIG = TrainConfig(epochs=2, batch_size=8, schedule="exponential", device="cpu", precision="float32")
+
+
+def noise(count=24, channels=3):
+    images = torch.randint(0, 256, (count, channels, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+    return FaceDataset(images=images, labels=torch.arange(count) % 7, classes=tuple("abcdefg"), name="noise", split="train",
+                       sources=[str(number) for number in range(count)])
+
+
+def make(name="cross_entropy"):
+    torch.manual_seed(0)
+    return methods.create(name, counts=noise().counts, image_size=32)
+
+
+def train(folder, config=CONFIG, name="cross_entropy", **options):
+    return fit(make(name), noise(), noise(), config, folder, verbose=False, **options)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_memory_format_is_that_of_the_activations(channels_last):
+    engine, seen = _Engine(make(), noise(), replace(CONFIG, channels_last=channels_last)), []
+    for module in engine.method.modules():
+        if isinstance(module, backbone.PatchConv2d):
+            module.LARGEST = 0  # where maps are small it computes in a format of its own
+    engine.method.get_submodule("backbone.layer2.0.conv1").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    engine.train_on(next(engine.batches.epoch(0)))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert seen[0].is_contiguous() != channels_last
+
+
+def test_the_memory_format_can_change_in_a_run(tmp_path):
+    """Fused Adam reads parameter and moments in the order of memory: a moment in another order would go to another weight."""
+    unchanged = train(tmp_path / "unchanged")
+    train(tmp_path / "run", replace(CONFIG, epochs=1))
+    changed = train(tmp_path / "run", replace(CONFIG, channels_last=False), resume=True, allow=["training.channels_last"])
+    theirs, state = unchanged.method.state_dict(), changed.method.state_dict()
+    apart = max(float((value.float() - theirs[name].float()).abs().max()) for name, value in state.items())
+    assert apart < 0.02, apart  # sums in another order; moments in the wrong order give 0.5
+    engine = _Engine(make(), noise(), replace(CONFIG, channels_last=False))
+    training._restore(engine, load_state(tmp_path / "unchanged" / "state.pt"))
+    for parameter, moments in engine.optimiser.state.items():
+        assert moments["exp_avg"].stride() == parameter.stride()
+
+
+def late(patch):
+    """Answers come one step late, as they do from a GPU."""
+    original = FiniteGuard.__init__
+
+    def begin(guard, *arguments):
+        original(guard, *arguments)
+        guard._lag = 1
+    patch.setattr(FiniteGuard, "__init__", begin)
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
+def test_a_bad_step_whose_answer_comes_late_is_not_saved(tmp_path, monkeypatch, save_seconds):
+    """A signal comes in that very step, or a save is due after it."""
+    late(monkeypatch)
+    original, signals = _Engine.loss, [signal.SIGTERM] if save_seconds else []
+
+    def bad(engine, step, batch):
+        loss, log = original(engine, step, batch)
+        if (engine.place.epoch, batch.step) != (0, 1):
+            return loss, log
+        if signals:
+            signal.raise_signal(signals.pop())
+        return loss * float("nan"), log
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Engine, "loss", bad)
+        with pytest.raises(TrainingError, match="epoch 1, step 2: the loss is not finite"):
+            train(tmp_path / "run", save_seconds=save_seconds)
+    state = load_state(tmp_path / "run" / "state.pt")
+    assert state["step"] == 1 and state["logs"].isfinite().all()
+    train(tmp_path / "run", resume=True)
+    train(tmp_path / "whole")
+    ours, theirs = (load_state(tmp_path / name / "state.pt")["method"] for name in ("run", "whole"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_compiled_step_is_explained_by_layer(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    method = make()
+    torch.nn.init.constant_(method.backbone.layer2[0].conv1.weight, float("inf"))
+    data = noise()
+    with pytest.raises(TrainingError, match=r"step 1: backbone\.layer2\.0\.conv1\.weight, before the step is not finite"):
+        fit(method, data, data, replace(CONFIG, compile=True), verbose=False)
+    method = make()
+    with torch.no_grad():
+        method.backbone.layer2[0].bn1.running_mean.fill_(0)
+        method.backbone.layer2[0].bn1.weight.fill_(3e38)
+        method.backbone.layer2[0].conv2.weight.fill_(1e30)
+    with pytest.raises(TrainingError, match=r"step 1: the output of backbone\.layer2\.0\.(bn1|conv2) is not finite"):
+        fit(method, data, data, replace(CONFIG, compile=True), verbose=False)
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Counts copies from the CPU to another device for which the CPU would wait; the "meta" device stands for any."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        source = arguments[1] if "copy_" in str(function) else arguments[0] if arguments else None
+        to = result if isinstance(result, torch.Tensor) else None
+        blocking = not (options or {}).get("non_blocking") and not ("copy_" in str(function) and len(arguments) > 2 and arguments[2])
+        if "copy" in str(function) and isinstance(source, torch.Tensor) and to is not None and (source.device.type, to.device.type) == ("cpu", "meta"):
+            self.found[str(function), blocking] += 1
+        return result
+
+
+def test_nothing_in_a_batch_waits_for_the_device():
+    data = noise()
+    held = batches.Batches(data, 8, 0, "cpu")
+    held.images, held.labels = held.images.to("meta"), held.labels.to("meta")
+    with BlockingCopies() as copies:
+        for batch in held.epoch(0):
+            images = augment.augment(batch.images, augment.Augmentation(flip=0.5, shift=0.1, erase=0.5), torch.Generator().manual_seed(0))
+    assert images.device.type == "meta" and sum(copies.found.values()) >= 10
+    assert not [name for name, blocking in copies.found if blocking]
+    with BlockingCopies() as copies:
+        torch.arange(3).to("meta")
+    assert [blocking for _, blocking in copies.found] == [True]  # the count above can be other than zero
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_never_waits_for_the_gpu():
+    engine = _Engine(make("cucn"), noise(), replace(CONFIG, device="cuda", augmentation=augment.Augmentation(0.5, 0.1, 0.5, 0.5)))
+    engine.step.train()
+    for number, batch in enumerate(engine.batches.epoch(0)):
+        if number:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            engine.train_on(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_damaged_newest_state_is_mended_before_the_next_save(tmp_path):
+    """A kill between the two renames of the save after a damage once left no whole state."""
+    train(tmp_path / "run", replace(CONFIG, epochs=1))
+    train(tmp_path / "run", replace(CONFIG, epochs=2), resume=True)
+    path = tmp_path / "run" / "state.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with mock.patch.object(training, "_train_epoch", side_effect=KeyboardInterrupt), pytest.warns(UserWarning, match="going on from state.older.pt"):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", resume=True)
+    assert path.read_bytes() == older_state(path).read_bytes()
+    with mock.patch.object(os, "replace", side_effect=[None, OSError("killed here")]), pytest.raises(OSError):
+        save_state({"epoch": 9}, path)
+    assert load_state(path)["epoch"] == 1
+
+
+def damage(folder, how):
+    config, state = folder / "config.json", folder / "state.pt"
+    if how == "config.json cut":
+        config.write_text(config.read_text()[:300])
+    elif how == "config.json without data":
+        config.write_text(json.dumps({name: value for name, value in json.loads(config.read_text()).items() if name != "data"}))
+    elif how == "state without optimiser":
+        kept = load_state(state)
+        del kept["optimiser"]
+        save_state(kept, state)
+    return folder
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ("config.json cut", r"config\.json is damaged: "),
+    ("config.json without data", r"config\.json is damaged: 'data' is missing"),
+    ("state without optimiser", r"state\.pt is no state of a run: it holds no optimiser"),
+])
+def test_a_damaged_folder_is_named(tmp_path, how, message):
+    train(tmp_path / "run", replace(CONFIG, epochs=1))
+    damage(tmp_path / "run", how)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_lost_notes_on_the_machine_are_made_anew(tmp_path, content):
+    train(tmp_path / "run", replace(CONFIG, epochs=1))
+    path = tmp_path / "run" / "environment.json"
+    path.unlink() if content is None else path.write_text(content)
+    train(tmp_path / "run", resume=True)
+    assert json.loads(path.read_text())["torch"] == torch.__version__.split("+")[0]
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path):
+    train(tmp_path / "run")
+    with pytest.raises(ValueError, match="has 2 epochs done, 1 are asked for"):
+        train(tmp_path / "run", replace(CONFIG, epochs=1), resume=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["epochs"] == 2
+
+
+def test_a_first_step_that_is_bad_leaves_no_untrained_model(tmp_path, monkeypatch):
+    original = _Engine.loss
+    with monkeypatch.context() as patch:
+        patch.setattr(_Engine, "loss", lambda engine, step, batch: [(loss * float("inf"), log) for loss, log in [original(engine, step, batch)]][0])
+        with pytest.raises(TrainingError, match="epoch 1, step 1"):
+            train(tmp_path / "run")
+    with mock.patch.object(training, "_train_epoch", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_validation_classes_in_another_order_are_refused():
+    with pytest.raises(ValueError, match="give both the same, in the same order"):
+        fit(make(), noise(), replace(noise(), classes=tuple("bacdefg")), CONFIG, verbose=False)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0, -1.0])
+def test_a_rate_that_is_no_rate_is_refused(value):
+    with pytest.raises(ValueError, match="must be above 0 and finite"):
+        TrainConfig(lr=value)
+
+
+def test_the_state_brings_a_finished_runs_model_back(tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["train", "--method", "cross_entropy", "--data", "faces", "--image-size", "32", "--epochs", "1", "--batch-size", "512", "--out", str(run)]
+    with mock.patch.object(training, "evaluate", lambda method, data, _=training.evaluate: _(method, data.subset(torch.arange(0, len(data), 9)))):
+        assert not main(command)
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(run)])
+    assert "finished: all 1 epochs are done" in capsys.readouterr().err
+    (run / "model.safetensors").write_bytes(before[:1000])
+    assert not main(["train", "--resume", str(run)])
+    assert checkpoint.load_method(run / "model.safetensors")[1] == load_run(run).classes
