@@ -283,7 +283,12 @@ def _memory_of(who: str, folder: Path, method: str, sizes: tuple[int, int], devi
     data = cached(folder / "faces", folder / "cache", sizes[0], say=lambda line: None)["train"]
     engine = training._Engine(network, data, training.TrainConfig.preset("raf-db", batch_size=sizes[1], device=device, **(options or {})))
     engine.step.train()
-    return _peak_memory(lambda: [engine.train_on(batch) for batch in engine.batches.epoch(0)], device)
+
+    def our_epoch() -> None:
+        for batch in engine.batches.epoch(0):
+            engine.train_on(batch)
+
+    return _peak_memory(our_epoch, device)
 
 
 def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size: int = 32, device: str = "cpu", images: int = 512,

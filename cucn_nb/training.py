@@ -405,8 +405,8 @@ def _check(method: Method, train: FaceDataset, valid: FaceDataset, out: Path | N
             raise ValueError(f"{data.name}/{data.split} has {data.num_classes} classes and {data.image_size}-pixel images, "
                              f"the method was made for {method.num_classes} and {method.settings['image_size']}")
     if train.classes != valid.classes:
-        raise ValueError(f"{train.name}/{train.split} has the classes {', '.join(train.classes)}, {valid.name}/{valid.split} {', '.join(valid.classes)}: "
-                         "give both the same, in the same order")
+        raise ValueError(f"{train.name}/{train.split} has the classes {', '.join(train.classes)}, "
+                         f"{valid.name}/{valid.split} {', '.join(valid.classes)}: give both the same, in the same order")
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to go on with")
     if out and not resume and out.exists() and any(out.iterdir()):

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from cucn_nb import datasets, methods
+from cucn_nb.batches import Batches
+from cucn_nb.checkpoint import load_state
+from cucn_nb.datasets import FaceDataset
 
 HEAD = """
 import hashlib, json, os, sys
@@ -89,6 +92,48 @@ write({name: train(name) for name in methods.names()} | {"own weights": train("c
 """
 
 
+# A run that one process is told to stop, in the middle of an epoch or while it judges; one whose bad images only the other sees.
+STOPPED = HEAD + """
+import signal, warnings
+
+order, folder = sys.argv[2], out + "-" + sys.argv[2]
+method = methods.create("cucn", counts=data.counts + 1, image_size=32)
+config = training.TrainConfig(epochs=2, batch_size=16, device="cpu", precision="float32")
+valid, engine = data.subset(torch.arange(20)), training._Engine
+told, save, judge = [], training.save_state, training.evaluate
+
+
+def step(self, batch, stop, original=engine.train_on):
+    if order == "step" and rank == 1 and not told and (self.place.epoch, batch.step) == (0, 2):
+        told.append(signal.raise_signal(signal.SIGTERM))
+    original(self, batch, stop)
+
+
+def judging(*arguments):
+    if order == "judge" and not told:
+        told.append(signal.raise_signal(signal.SIGTERM))  # both of them
+    return judge(*arguments)
+
+
+def loss(self, step, batch, original=engine.loss):
+    found, log = original(self, step, batch)
+    return (found * float("nan") if order == "bad" and rank == 1 and batch.step == 1 else found), log
+
+
+def slowly(*arguments):
+    __import__("time").sleep(1)  # time enough for the other one to end first, if it did not wait
+    save(*arguments)
+
+
+with mock.patch.multiple(engine, train_on=step, loss=loss), mock.patch.multiple(training, evaluate=judging, save_state=slowly):
+    try:
+        run = training.fit(method, data, valid, config, folder, resume="again" in sys.argv, verbose=False, save_seconds=1000.0)
+    except training.TrainingError as error:
+        print(rank, error, flush=True)
+        raise
+"""
+
+
 def run(script, folder, processes):
     (folder / "script.py").write_text(script)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
@@ -107,6 +152,58 @@ def test_two_processes_agree(tmp_path):
     right = 20 * first["valid"][0]["overall"]
     assert abs(right - round(right)) < 1e-5  # each of the 20 images is counted once
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def noise():
+    return FaceDataset(images=torch.zeros(98, 1, 32, 32, dtype=torch.uint8), labels=torch.arange(98) ** 2 % 7, classes=tuple("abcdefg"), name="noise",
+                       split="train", sources=["noise"] * 98)
+
+
+def torchrun(folder, *words):
+    (folder / "stopped.py").write_text(STOPPED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run([*launcher, str(folder / "stopped.py"), str(folder / "run"), *words], capture_output=True, text=True, timeout=300)
+
+
+def lines(folder):
+    """What the epochs logged, but for times."""
+    return [{key: value for key, value in json.loads(line).items() if key not in ("seconds", "images_per_second")}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert torchrun(folder, "whole").returncode == 0
+    return lines(folder / "run-whole")
+
+
+@pytest.mark.parametrize("order", ["step", "judge"])
+def test_two_processes_stop_together_and_go_on(tmp_path, undisturbed, order):
+    """Told to stop, one of them or both, they save, end after the same step, and later log what an undisturbed run logs."""
+    stopped = torchrun(tmp_path, order)
+    assert stopped.returncode != 0 and stopped.stderr.count("stopped by SIGTERM in epoch") == 1, stopped.stderr[-2000:]
+    assert "; saved; go on with" in stopped.stderr
+    state = load_state(tmp_path / f"run-{order}" / "state.pt")
+    assert (state["epoch"], state["step"]) in ([(0, 3)] if order == "step" else [(1, 1)])
+    again = torchrun(tmp_path, order, "again") if order == "step" else torchrun(tmp_path, "judge", "again", "quietly")
+    if order == "judge":  # it is told again at the next judging, of the last epoch, after which it is done
+        assert len(lines(tmp_path / "run-judge")) == 2
+    else:
+        assert again.returncode == 0, again.stderr[-2000:]
+    ours = lines(tmp_path / f"run-{order}")
+    assert [line["loss"] for line in ours] == [line["loss"] for line in undisturbed]
+    assert [line["sigma"] for line in ours] == [line["sigma"] for line in undisturbed]
+
+
+def test_the_process_with_the_bad_images_names_them(tmp_path):
+    result = torchrun(tmp_path, "bad")
+    said = [line for line in result.stdout.splitlines() if "is not finite" in line]
+    assert len(said) == 2 and {line[:1] for line in said} == {"0", "1"} and said[0][2:] == said[1][2:]
+    assert "epoch 1, step 2: the loss is not finite; images" in said[0]
+    named = {int(number) for number in said[0].split("images ")[1].split(" of ")[0].split(", ")}
+    shares = [set(next(Batches(noise(), 16, 0, "cpu", rank, 2).epoch(0, 1)).position.tolist()) for rank in (0, 1)]
+    assert named == shares[1] and named.isdisjoint(shares[0])
 
 
 @pytest.fixture(scope="module")

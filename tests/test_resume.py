@@ -127,7 +127,8 @@ class BlockingCopies(TorchDispatchMode):
         source = arguments[1] if "copy_" in str(function) else arguments[0] if arguments else None
         to = result if isinstance(result, torch.Tensor) else None
         blocking = not (options or {}).get("non_blocking") and not ("copy_" in str(function) and len(arguments) > 2 and arguments[2])
-        if "copy" in str(function) and isinstance(source, torch.Tensor) and to is not None and (source.device.type, to.device.type) == ("cpu", "meta"):
+        copied = "copy" in str(function) and isinstance(source, torch.Tensor) and to is not None
+        if copied and (source.device.type, to.device.type) == ("cpu", "meta"):
             self.found[str(function), blocking] += 1
         return result
 
@@ -217,8 +218,13 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path):
 
 def test_a_first_step_that_is_bad_leaves_no_untrained_model(tmp_path, monkeypatch):
     original = _Engine.loss
+
+    def bad(*arguments):
+        loss, log = original(*arguments)
+        return loss * float("inf"), log
+
     with monkeypatch.context() as patch:
-        patch.setattr(_Engine, "loss", lambda engine, step, batch: [(loss * float("inf"), log) for loss, log in [original(engine, step, batch)]][0])
+        patch.setattr(_Engine, "loss", bad)
         with pytest.raises(TrainingError, match="epoch 1, step 1"):
             train(tmp_path / "run")
     with mock.patch.object(training, "_train_epoch", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
@@ -239,7 +245,7 @@ def test_a_rate_that_is_no_rate_is_refused(value):
 
 def test_the_state_brings_a_finished_runs_model_back(tmp_path, capsys):
     run = tmp_path / "run"
-    command = ["train", "--method", "cross_entropy", "--data", "faces", "--image-size", "32", "--epochs", "1", "--batch-size", "512", "--out", str(run)]
+    command = [*"train --method cross_entropy --data faces --image-size 32 --epochs 1 --batch-size 512 --out".split(), str(run)]
     with mock.patch.object(training, "evaluate", lambda method, data, _=training.evaluate: _(method, data.subset(torch.arange(0, len(data), 9)))):
         assert not main(command)
     before = (run / "model.safetensors").read_bytes()

@@ -45,7 +45,7 @@ def switches(folder: Path, method: str, image_size: int, batch_size: int, device
         return methods.create(method, counts=torch.full((7,), 100), image_size=image_size)
 
     public = bench.PublicLoop(create(), folder / "faces", image_size, batch_size, device, workers=0)
-    images, labels = next(iter(public.loader))
+    images, labels = (part.to(device) for part in next(iter(public.loader)))
     steps = [("public loop", lambda: public.step(images, labels))]
     for name, options in SWITCHES:
         config = TrainConfig(batch_size=batch_size, device=device, augmentation=training.Augmentation(0, 0, 0, 0), **options)
@@ -128,7 +128,7 @@ def main() -> None:
         for method in ("rul", "cucn"):
             for image_size, batch_size in sizes:
                 folder = Path(temporary) / f"{method} {image_size} {batch_size}"
-                pair = bench.compare(folder, method, image_size, batch_size, device, images=8 * batch_size, options={"compile": arguments.compile})
+                pair = bench.compare(folder, method, image_size, batch_size, device, images=16 * batch_size, options={"compile": arguments.compile})
                 print(bench.as_text(pair), flush=True)
                 record["pairs"].append(pair)
             record["switches"][method] = switches(Path(temporary) / f"{method} switches", method, *sizes[0], device, repeat=5)
