@@ -116,7 +116,8 @@ def record(request):
         if SOAK:
             path = Path(__file__).resolve().parent.parent / "results" / "soak.json"
             known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-            path.write_text(json.dumps({**known, request.node.name: facts}, indent=1) + "\n", "utf-8")
+            lines = {"environment": training.environment(), **known, request.node.name: facts}.items()
+            path.write_text("{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in lines) + "\n}\n", "utf-8")
     return write
 
 
