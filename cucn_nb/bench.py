@@ -344,12 +344,10 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
              "loader": time_pair(their_loader, lambda: our_loader(False), min(3, repeat), device),
              "loader and augmentation": time_pair(their_loader, lambda: our_loader(True), min(3, repeat), device),
              "epoch": time_pair(public.epoch, our_epoch, min(3, repeat), device)}
-    from cucn_nb.bench import _memory_of as by_name  # a new process finds a function by the name of its module
-
     memory = {}
     for who in ("public", "ours"):
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            memory[who] = fresh.submit(by_name, who, folder, method, (image_size, batch_size), device, workers, options).result()
+            memory[who] = fresh.submit(_memory_of, who, folder, method, (image_size, batch_size), device, workers, options).result()
     dtype = torch.bfloat16 if engine.accelerator.mixed_precision == "bf16" else torch.float32
     can, does, seconds = machine_rates(device, dtype), count_step(bare), statistics.median(pairs["step"]["ours"]) / 4
     return {"method": method, "image_size": image_size, "batch_size": batch_size, "images": images, "workers": workers, "pairs": pairs,

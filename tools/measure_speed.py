@@ -99,21 +99,21 @@ def augmentation(image_size: int, batch_size: int, device: str, repeat: int = 15
 
 
 def accuracy(device: str, seeds: int = 3) -> dict[str, Any]:
-    """Mean recall on the embedded test faces, slow and fast, paired by seed."""
-    config = TrainConfig.preset("scratch", epochs=3, device=device)
+    """Mean recall on the embedded test faces at 48 pixels, slow and fast, paired by seed."""
+    config = TrainConfig.preset("scratch", device=device)
     slow, fast = replace(config, precision="float32", channels_last=False), replace(config, precision="bf16")
-    whole, test = (datasets.read("faces", split, image_size=32) for split in ("train", "test"))
+    whole, test = (datasets.read("faces", split, image_size=48) for split in ("train", "test"))
     found: dict[str, list[float]] = {"slow": [], "fast": []}
     for seed in range(seeds):
         train, valid = protocols.stratified_split(whole, 0.1, seed)
         for name, chosen in (("slow", slow), ("fast", fast)):
             torch.manual_seed(seed)
-            method = methods.create("cross_entropy", counts=train.counts, image_size=32, stem="small", weight_scheme="inverse")
+            method = methods.create("cross_entropy", counts=train.counts, image_size=48, weight_scheme="inverse")
             training.fit(method, train, valid, replace(chosen, seed=seed), verbose=False)
             found[name].append(metrics.evaluate(method, test).mean)
             print(seed, name, found[name][-1], flush=True)
     mean, half = seed_interval([b - a for a, b in zip(found["slow"], found["fast"], strict=True)])
-    return {**found, "gain": mean, "half": half, "training": json.loads(json.dumps(asdict(config))), "images": len(test), "image_size": 32}
+    return {**found, "gain": mean, "half": half, "training": json.loads(json.dumps(asdict(config))), "images": len(test), "image_size": 48}
 
 
 def main() -> None:
