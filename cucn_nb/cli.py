@@ -623,7 +623,6 @@ class Bench:
         """Run the command."""
         from cucn_nb.bench import as_text, compare
         from cucn_nb.checkpoint import write_atomic
-
         from cucn_nb.training import TrainConfig
 
         if self.batch_size < 2 or self.images % self.batch_size or min(self.image_size - 32, self.images - 2 * self.batch_size, self.workers) < 0:

@@ -91,7 +91,7 @@ class FiniteGuard:
                 return step
         return None
 
-    def clean(self) -> bool:
+    def all_finite(self) -> bool:
         """Say, and wait for it, whether all steps that `first_bad` has not told about yet were finite; it still tells about them."""
         for _, _, event in self._waiting:
             if event is not None:

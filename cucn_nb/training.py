@@ -319,7 +319,7 @@ def _train_epoch(engine: _Engine, folder: _Folder, stop: Interruption) -> None:
         place.seconds += time.perf_counter() - start
         if stopping:
             raise StopRequested
-        if folder.due() and engine.guard.clean():
+        if folder.due() and engine.guard.all_finite():
             folder.save(engine)
         start = time.perf_counter()
 
@@ -565,7 +565,7 @@ def read_record(folder: str | Path) -> tuple[dict[str, Any], TrainConfig]:
         raise ValueError(f"{folder} is no run: it has no config.json")
     try:
         record = json.loads(path.read_text("utf-8"))
-        _ = record["method"], record["data"]["train"], record["data"]["valid"]
+        _ = record["method"], record["data"]["train"], record["data"]["valid"]  # a run without them can be neither resumed nor judged
         record["training"] = LATER | record["training"]
         settings = {**record["training"], "augmentation": Augmentation(**record["training"]["augmentation"])}
         if settings["device"] == "cuda" and not torch.cuda.is_available():  # a run of a GPU machine can be read on any other

@@ -158,6 +158,7 @@ def test_a_step_never_waits_for_the_gpu():
             engine.train_on(batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert engine.place.step == engine.batches.steps == 3 and engine.guard.all_finite()
 
 
 def test_a_damaged_newest_state_is_mended_before_the_next_save(tmp_path):

@@ -11,7 +11,6 @@ import itertools
 import json
 import statistics
 import tempfile
-import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,24 +46,16 @@ def switches(folder: Path, method: str, image_size: int, batch_size: int, device
 
     public = bench.PublicLoop(create(), folder / "faces", image_size, batch_size, device, workers=0)
     images, labels = (part.to(device) for part in next(iter(public.loader)))
-    steps = [("public loop", lambda: public.step(images, labels))]
+    steps: dict[str, Any] = {"public loop": lambda: public.step(images, labels)}
     for name, options in SWITCHES:
         config = TrainConfig(batch_size=batch_size, device=device, augmentation=training.Augmentation(0, 0, 0, 0), **options)
         engine = training._Engine(create(), data, config)
         engine.step.train()
         batch = next(engine.batches.epoch(0))
-        steps.append((name, lambda engine=engine, batch=batch: engine.train_on(batch)))
-    seconds: dict[str, list[float]] = {name: [] for name, _ in steps}
-    for turn in range(repeat + 1):
-        for name, call in steps:
-            call()  # not timed: it finds nothing of its own in the caches
-            bench._wait(device)
-            start = time.perf_counter()
-            call()
-            bench._wait(device)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return [{"switch": name, "seconds": values, "median": statistics.median(values)} for name, values in seconds.items()]
+        steps[name] = lambda engine=engine, batch=batch: engine.train_on(batch)
+    twice = {(name, turn): call for name, call in steps.items() for turn in ("first", "second")}  # the first finds nothing of its own in the caches
+    seconds = bench.time_in_turns(twice, repeat, device)
+    return [{"switch": name, "seconds": seconds[name, "second"], "median": statistics.median(seconds[name, "second"])} for name in steps]
 
 
 def augmentation(image_size: int, batch_size: int, device: str, repeat: int = 15) -> dict[str, Any]:
@@ -87,15 +78,7 @@ def augmentation(image_size: int, batch_size: int, device: str, repeat: int = 15
         calls[f"kornia {version('kornia')}"] = lambda: together(images.float() / 255).to(memory_format=torch.channels_last)
     except ModuleNotFoundError:
         print("kornia is not installed: it is left out of the augmentation's comparison")
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeat + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            bench._wait(device)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {"image_size": image_size, "batch_size": batch_size, "policy": asdict(policy), "seconds": seconds}
+    return {"image_size": image_size, "batch_size": batch_size, "policy": asdict(policy), "seconds": bench.time_in_turns(calls, repeat, device)}
 
 
 def accuracy(device: str, seeds: int = 3) -> dict[str, Any]:
