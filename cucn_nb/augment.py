@@ -54,8 +54,8 @@ def _shift(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     return images.gather(2, rows[:, None, :, None].expand(images.shape)).gather(3, columns[:, None, None, :].expand(images.shape))
 
 # %% ../nbs/30_augment.ipynb #952545ba
-def _erase(images: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Fill one rectangle per image with the mean colour; the other arguments are uniform numbers `[B]` in 0..1."""
+def _erase(images: Tensor, chosen: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> None:
+    """Fill one rectangle in each chosen image (`[B]`, bool) with the mean colour, in place; the other arguments are uniform numbers `[B]` in 0..1."""
     height, width = images.shape[-2:]
     low, high = torch.log(torch.tensor(ERASE_RATIO)).tolist()
     share = ERASE_AREA[0] + (ERASE_AREA[1] - ERASE_AREA[0]) * area
@@ -64,12 +64,12 @@ def _erase(images: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tenso
     wide = (width * (share / aspect).sqrt()).round().clamp(1, width)
     y0, x0 = (top * (height - tall + 1)).floor(), (left * (width - wide + 1)).floor()
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    inside_rows = (rows >= y0[:, None]) & (rows < (y0 + tall)[:, None])
+    inside_rows = (rows >= y0[:, None]) & (rows < (y0 + tall)[:, None]) & chosen[:, None]
     inside_columns = (columns >= x0[:, None]) & (columns < (x0 + wide)[:, None])
-    hole = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]  # [B, 1, H, W]
-    mean = to_device(torch.tensor(IMAGENET_MEAN), images.device)
-    fill = mean if images.shape[1] == 3 else mean.mean(0, keepdim=True)
-    return torch.where(hole, fill.view(1, -1, 1, 1), images)
+    hole = inside_rows[:, :, None] & inside_columns[:, None, :]  # [B, H, W]
+    fill = IMAGENET_MEAN if images.shape[1] == 3 else [sum(IMAGENET_MEAN) / 3]
+    for channel, value in enumerate(fill):
+        images[:, channel].masked_fill_(hole, value)
 
 # %% ../nbs/30_augment.ipynb #f2510f29
 def augment(images: Tensor, policy: Augmentation, generator: Generator) -> Tensor:
@@ -88,8 +88,8 @@ def augment(images: Tensor, policy: Augmentation, generator: Generator) -> Tenso
         raise ValueError(f"images are {images.dtype}: give uint8, augmentation makes the floats")
     side, device = min(images.shape[-2:]), images.device
     flip, down, right, noisy, erased, *rectangle = torch.rand(9, len(images), generator=generator)
-    flipped, noisy, erased = (to_device((numbers < probability).nonzero().flatten(), device)
-                              for numbers, probability in ((flip, policy.flip), (noisy, policy.noise), (erased, policy.erase)))
+    flipped, noisy = (to_device((numbers < probability).nonzero().flatten(), device)
+                      for numbers, probability in ((flip, policy.flip), (noisy, policy.noise)))
     images = images.index_copy(0, flipped, images[flipped].flip(3))
     if policy.shift > 0:
         reach = round(policy.shift * side)
@@ -97,8 +97,9 @@ def augment(images: Tensor, policy: Augmentation, generator: Generator) -> Tenso
     pixels = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
     if policy.noise > 0:
         own = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        clean = pixels[noisy]
-        pixels[noisy] = (clean + NOISE_SD * torch.randn(clean.shape, generator=own, device=device)).clamp_(0, 1)
+        clean = pixels[noisy].permute(0, 2, 3, 1)  # in the order of memory
+        changed = torch.randn(clean.shape, generator=own, device=device).mul_(NOISE_SD).add_(clean).clamp_(0, 1)
+        pixels[noisy] = changed.permute(0, 3, 1, 2)
     if policy.erase > 0:
-        pixels[erased] = _erase(pixels[erased], *(to_device(u, device)[erased] for u in rectangle))
+        _erase(pixels, *(to_device(numbers, device) for numbers in (erased < policy.erase, *rectangle)))
     return pixels
