@@ -1,6 +1,6 @@
 # make demo    CUCN on the embedded faces, with a report page     make test    every check
 # make book    the book, in book/_build/html                     make lab     JupyterLab in nbs/
-# make docs    nbdev's own pages, in _docs                       make soak    a chapter run whole in JupyterLab, in a browser
+# make docs    nbdev's own pages, in _docs                       make soak    kills in full, and a chapter in JupyterLab
 # make notebooks [NB="12_backbone 14_losses"]    run notebooks in place, clean and export them
 # make export  package and README from the notebooks             make clean   remove what was built
 # The first call makes the environment $(VENV); PYTHON says with which Python (3.11 or newer).

@@ -42,7 +42,7 @@ ERASE_RATIO = (0.3, 1 / 0.3)  # height by width, log-uniform, torchvision's defa
 def to_device(numbers: Tensor, device: torch.device | str) -> Tensor:
     """Copy a tensor of the CPU to a device without waiting for it; there is nothing to copy where that is the CPU."""
     if torch.device(device).type == "cuda":
-        numbers = numbers.pin_memory()
+        numbers = numbers.contiguous().pin_memory()  # in one piece, else it is gathered in ordinary memory first
     return numbers.to(device, non_blocking=True)
 
 # %% ../nbs/30_augment.ipynb #3cf146fd

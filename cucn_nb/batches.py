@@ -145,7 +145,7 @@ class Batches:
         """The images at these positions, where the device can copy them from without waiting."""
         if isinstance(self.images, Tensor) and self.images.device == self.labels.device:
             return self.images[to_device(index, self.images.device)]
-        images = self.images[index] if isinstance(self.images, Tensor) else torch.from_numpy(np.array(self.images[index.numpy()]))
+        images = self.images[index] if isinstance(self.images, Tensor) else torch.from_numpy(np.asarray(self.images[index.numpy()]))
         return images.pin_memory() if self.labels.is_cuda else images
 
     def _images_of(self, batches: list[Tensor]) -> Iterator[Tensor]:

@@ -263,14 +263,14 @@ def time_shares(engine: Any, steps: int) -> dict[str, float]:
 
 # %% ../nbs/52_bench.ipynb #b584ea89
 def machine_rates(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Measure what the device can do: operations a second in a matrix product of this type, and bytes a second in a copy, the best of five."""
+    """Measure what the device can do: operations a second in a matrix product of this type, and bytes a second in a copy, the best of twenty."""
     side, size = (8192, 2**30) if device == "cuda" else (2048, 2**27)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     found = {}
     for name, amount, call in (("operations", 2 * side**3, lambda: a @ b), ("bytes", 2 * size, lambda: target.copy_(source))):
         seconds = []
-        for _ in range(6):
+        for _ in range(21):
             start = time.perf_counter()
             call()
             _wait(device)
@@ -374,7 +374,8 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
     config = training.TrainConfig.preset("raf-db", batch_size=batch_size, device=device, **(options or {}))
     public = PublicLoop(create(), folder / "faces", image_size, batch_size, device, workers)
     ours = OurLoop(create(), folder / "faces", folder / "cache", config)
-    bare = OurLoop(create(), folder / "faces", folder / "cache", dataclasses.replace(config, augmentation=training.Augmentation(0, 0, 0, 0))).engine
+    plain = dataclasses.replace(config, augmentation=training.Augmentation(0, 0, 0, 0))
+    bare = OurLoop(create(), folder / "faces", folder / "cache", plain).engine
     batch, (theirs, labels) = next(bare.batches.epoch(0)), (part.to(device) for part in next(iter(public.loader)))
     few = min(3, repeat)
     pairs = {"step": time_pair(_repeat(lambda: public.step(theirs, labels)), _repeat(lambda: bare.train_on(batch)), repeat, device),
@@ -408,5 +409,6 @@ def as_text(record: dict[str, Any]) -> str:
     share = record["share_of_machine"]
     lines.append(f"our step: {share['operations']:.0%} of the machine's rate of matrix products, "
                  f"{share['bytes']:.0%} of its rate of copies (nothing fused)")
-    lines.append("memory, workers included: " + ", ".join(f"{who} {size:,.0f} MB" for who, size in record["memory_megabytes"].items()))
+    where = "of the device" if facts["device"] == "cuda" else "workers included"
+    lines.append(f"memory, {where}: " + ", ".join(f"{who} {size:,.0f} MB" for who, size in record["memory_megabytes"].items()))
     return "\n".join(lines)

@@ -65,6 +65,8 @@ class Train:
     seed: int = 0  # decides everything that is random
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bfloat16 where the hardware multiplies in it
+    compile: Literal["yes", "no"] = "no"  # let torch.compile rewrite method and loss; takes a minute first
+    sync_batchnorm: Literal["yes", "no"] = "no"  # with several GPUs (torchrun): batch statistics over the images of all of them
     # go on with this run folder; everything comes from it, but for --epochs, --lr, --device and --precision if they are given
     resume: Annotated[Path | None, _optional("RUN")] = None
 
@@ -84,7 +86,8 @@ class Train:
 
         changes: dict[str, Any] = {k: v for k, v in {"epochs": self.epochs, "batch_size": self.batch_size, "image_size": self.image_size}.items()
                                    if v is not None}
-        config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision, sampling=self.sampling, **changes)
+        config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision, sampling=self.sampling,
+                                    compile=self.compile == "yes", sync_batchnorm=self.sync_batchnorm == "yes", **changes)
         config = config if self.lr is None else _at_rate(config, self.lr)
         facts = _facts(self)
         out.parent.mkdir(parents=True, exist_ok=True)

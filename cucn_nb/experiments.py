@@ -127,7 +127,7 @@ class _Made:
 
 
 def _run_cell(made: _Made, folder: Path) -> dict[str, Any]:
-    """Train and judge a cell; one that was cut off goes on after its last finished epoch, within the first it begins again."""
+    """Train and judge a cell; one that was cut off goes on after its last saved step; before the first save it begins again."""
     if not any(folder.glob("state*.pt")):  # nothing that could be gone on with; the lock says that nobody is at it
         shutil.rmtree(folder, ignore_errors=True)
     provenance = {"validation": made.promise["validation"]}

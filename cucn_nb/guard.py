@@ -46,6 +46,7 @@ class FiniteGuard:
 
     def before(self) -> None:
         """Copy the buffers; call it before the forward pass."""
+        # one copy for each type of number, whatever the number of buffers
         self._kept = [torch.cat([b.reshape(-1) for b in kind]) for kind in self._buffers]
 
     def after(self, loss: Tensor, step: Any, stop: bool = False) -> None:
@@ -57,6 +58,7 @@ class FiniteGuard:
             stop: whether this process wants to stop after it; all processes learn that, as they learn what is not finite.
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # what mixed precision calls: multiplies all of them by one, and sets the flag to 1 if a number is not finite; it never sets it back to 0
         torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss.detach().float().clone()], self._found, self._one)
         flags = torch.stack([self._found, torch.full_like(self._found, stop)])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -76,11 +78,11 @@ class FiniteGuard:
         """Say which step was the first that was not finite.
 
         Args:
-            wait: ask about the last step too; otherwise a GPU is asked about the step before it.
+            wait: ask about the last step too; otherwise a GPU is asked about the step before it, unless that one was to be the last.
         Returns:
             The name that `after` was given, or None.
         """
-        while len(self._waiting) > (0 if wait else self._lag):
+        while len(self._waiting) > (0 if wait or self.stop else self._lag):
             step, answer, event = self._waiting.pop(0)
             if event is not None:
                 event.synchronize()
@@ -110,7 +112,7 @@ def find_non_finite(step: nn.Module, compute: Callable[[], Tensor]) -> str | Non
     """
     for name, tensor in [*step.named_parameters(), *step.named_buffers()]:
         if not tensor.isfinite().all():
-            return f"{name}, before the step"
+            return f"{name}, already before the step,"
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:

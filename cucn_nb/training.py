@@ -61,6 +61,7 @@ class TrainConfig:
     precision: str = "auto"  # "auto" (bf16 where the hardware computes in it), "bf16" or "float32"
     channels_last: bool = True  # keep the channels of a pixel side by side in memory
     compile: bool = False  # let torch.compile rewrite method and loss; takes a minute first
+    sync_batchnorm: bool = False  # with several GPUs: batch statistics over the images of all of them, not of each
 
     def __post_init__(self) -> None:
         choices = {"schedule": ("one_cycle", "exponential"), "sampling": SAMPLING, "device": ("auto", "cpu", "cuda"),
@@ -207,6 +208,13 @@ class _Place:
     seconds: float = 0.0  # that they took
     history: list[dict[str, Any]] = field(default_factory=list)  # an entry for each epoch done
 
+# %% ../nbs/34_training.ipynb #8b98c42e
+def _share_batch_statistics(method: Method, device: torch.device) -> None:
+    """Exchange every batch norm in place for one that takes its statistics from all processes; parameters and buffers stay the same."""
+    if device.type != "cuda":
+        raise ValueError("sync_batchnorm=True: PyTorch shares batch statistics between GPUs only; on a CPU leave it off, or train in one process")
+    nn.SyncBatchNorm.convert_sync_batchnorm(method)
+
 # %% ../nbs/34_training.ipynb #5ed5fc70
 class _Engine:
     """A method, its data on the device, optimiser, schedule and guard, and the place in the training."""
@@ -215,6 +223,8 @@ class _Engine:
         self.accelerator, self.method, self.config, self.place = _make_accelerator(config), method, config, _Place()
         device, rank, processes = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         self.of_process = f"/{rank}" if rank else ""
+        if config.sync_batchnorm and processes > 1:
+            _share_batch_statistics(method, device)
         self.batches = Batches(train, config.batch_size, config.seed, device, rank, processes, config.sampling)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         method.to(device).to(memory_format=self.memory_format)
@@ -257,67 +267,20 @@ class _Engine:
             self.scheduler.last_epoch = self.place.epoch * self.batches.steps + self.place.step - 1
             self.scheduler.step()
 
-# %% ../nbs/34_training.ipynb #174bbe89
-class _Folder:
-    """The folder of a run, None for none: what stands in it is whole, and it is written to when that is worth its time."""
-
-    def __init__(self, path: Path | None, seconds: float, classes: tuple[str, ...]) -> None:
-        self.path, self.seconds, self.classes = path, seconds, classes
-        self.cost = 0.0  # of the last save
-        self.saved, self.saved_epoch = time.monotonic(), -float("inf")  # when a save and one at the end of an epoch had last ended
-        self.error: OSError | None = None  # why the last save failed, if it did
-
-    def due(self, whole_epoch: bool = False) -> bool:
-        """Whether a save would be worth its time now."""
-        pause = 50 * self.cost if self.seconds else 0.0
-        now = time.monotonic()
-        return now - self.saved_epoch >= pause if whole_epoch else now - self.saved >= max(pause, self.seconds)
-
-    def save(self, engine: _Engine, whole_epoch: bool = False, state: bool = True) -> None:
-        """Write the state; at the end of an epoch also model and metrics."""
-        if self.path is None:
-            return
-        start, place = time.monotonic(), engine.place
-        try:
-            if state:
-                logs = torch.stack(place.logs).cpu() if place.logs else None
-                save_state({**vars(place), "logs": logs, "names": list(place.names), "method": engine.method.state_dict(),
-                            "optimiser": engine.optimiser.state_dict()}, self.path / "state.pt")
-            if whole_epoch:
-                save_method(engine.method, self.path / "model.safetensors", self.classes)
-                write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in place.history))
-            self.error = None
-        except OSError as error:
-            self.error = error
-            warnings.warn(f"{self.path} could not be written after epoch {place.epoch}, step {place.step}: {error}; the training goes on, "
-                          "what was saved before stays", stacklevel=2)
-        self.saved = time.monotonic()
-        self.saved_epoch, self.cost = self.saved if whole_epoch else self.saved_epoch, self.saved - start
-
-# %% ../nbs/34_training.ipynb #52accc05
-def _describe(data: FaceDataset) -> dict[str, Any]:
-    """Say which data it is: name, split, size, channels, counts, fingerprint, what was left out."""
-    return {"name": data.name, "split": data.split, "count": len(data), "image_size": data.image_size, "channels": data.images.shape[1],
-            "classes": list(data.classes), "counts": data.counts.tolist(), "fingerprint": data.fingerprint(), "manifest": data.manifest,
-            "notes": list(data.notes)}
-
 # %% ../nbs/34_training.ipynb #fe99cae7
-def _train_epoch(engine: _Engine, folder: _Folder, stop: Interruption) -> None:
+def _train_epoch(engine: _Engine, folder: "_Folder", stop: Interruption) -> None:
     """Train to the end of the epoch, from wherever in it the place is."""
     place, steps = engine.place, engine.batches.steps
     engine.step.train()
     start = time.perf_counter()
     for batch in tqdm(engine.batches.epoch(place.epoch, place.step), f"epoch {place.epoch + 1}", steps, initial=place.step, leave=False,
-                      disable=None if engine.accelerator.is_main_process else True):
+                      disable=None if engine.accelerator.is_main_process else True):  # None: only on a terminal
         engine.train_on(batch, stop)
         bad = engine.guard.first_bad(wait=batch.step + 1 == steps)
-        stopping = engine.guard.stop if engine.accelerator.num_processes > 1 else stop.signal is not None
-        if bad is None and stopping:
-            bad = engine.guard.first_bad(wait=True)
         if bad is not None:
             raise _NotFinite(bad)
         place.seconds += time.perf_counter() - start
-        if stopping:
+        if engine.guard.stop:  # one of the processes was told to
             raise StopRequested
         if folder.due() and engine.guard.all_finite():
             folder.save(engine)
@@ -395,7 +358,52 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
     engine.accelerator.wait_for_everyone()  # the files are complete before any process reads them
     if folder.error is not None:
         raise TrainingError(f"all epochs are done, but the last save failed ({folder.error}): make room and resume the run", so_far())
-    return so_far()
+    return so_far() if stop.signal is None else _stopped(stop, engine, folder, so_far())
+
+# %% ../nbs/34_training.ipynb #174bbe89
+class _Folder:
+    """The folder of a run, None for none: what stands in it is whole, and it is written to when that is worth its time."""
+
+    def __init__(self, path: Path | None, seconds: float, classes: tuple[str, ...]) -> None:
+        self.path, self.seconds, self.classes = path, seconds, classes
+        self.cost = 0.0  # of the last save
+        self.saved, self.saved_epoch = time.monotonic(), -float("inf")  # when a save and one at the end of an epoch had last ended
+        self.error: OSError | None = None  # why the last save failed, if it did
+
+    def due(self, whole_epoch: bool = False) -> bool:
+        """Whether a save would be worth its time now."""
+        pause = 50 * self.cost if self.seconds else 0.0
+        now = time.monotonic()
+        return now - self.saved_epoch >= pause if whole_epoch else now - self.saved >= max(pause, self.seconds)
+
+    def save(self, engine: _Engine, whole_epoch: bool = False, state: bool = True) -> None:
+        """Write the state; at the end of an epoch also model and metrics."""
+        start, place = time.monotonic(), engine.place
+        if self.path is None:
+            self.saved = self.saved_epoch = start
+            return
+        try:
+            if state:
+                logs = torch.stack(place.logs).cpu() if place.logs else None
+                save_state({**vars(place), "logs": logs, "names": list(place.names), "method": engine.method.state_dict(),
+                            "optimiser": engine.optimiser.state_dict()}, self.path / "state.pt")
+            if whole_epoch:
+                save_method(engine.method, self.path / "model.safetensors", self.classes)
+                write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in place.history))
+            self.error = None
+        except OSError as error:
+            self.error = error
+            warnings.warn(f"{self.path} could not be written after epoch {place.epoch}, step {place.step}: {error}; the training goes on, "
+                          "what was saved before stays", stacklevel=2)
+        self.saved = time.monotonic()
+        self.saved_epoch, self.cost = self.saved if whole_epoch else self.saved_epoch, self.saved - start
+
+# %% ../nbs/34_training.ipynb #52accc05
+def _describe(data: FaceDataset) -> dict[str, Any]:
+    """Say which data it is: name, split, size, channels, counts, fingerprint, what was left out."""
+    return {"name": data.name, "split": data.split, "count": len(data), "image_size": data.image_size, "channels": data.images.shape[1],
+            "classes": list(data.classes), "counts": data.counts.tolist(), "fingerprint": data.fingerprint(), "manifest": data.manifest,
+            "notes": list(data.notes)}
 
 # %% ../nbs/34_training.ipynb #360066b5
 def _check(method: Method, train: FaceDataset, valid: FaceDataset, out: Path | None, resume: bool) -> None:
@@ -423,12 +431,12 @@ def _make_record(engine: _Engine, train: FaceDataset, valid: FaceDataset, proven
 def _stopped(stop: Interruption, engine: _Engine, folder: _Folder, run: Run) -> Run:
     """Say where the run was stopped; a notebook gets it back, a command ends."""
     number = stop.signal or signal.SIGTERM  # another process may have had it
-    fate = "saved; go on with fit(..., resume=True), or with: cucn train --resume RUN"
+    where = "after the last epoch" if run.finished else f"in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}"
+    fate = "all is saved" if run.finished else "saved; go on with fit(..., resume=True), or with: cucn train --resume RUN"
     if folder.path is None or folder.error:
         fate = f"it could not be saved ({folder.error})" if folder.error else "nothing is saved, since fit was given no folder"
     if engine.accelerator.is_main_process:
-        print(f"stopped by {number.name} in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}; {fate}",
-              file=sys.stdout if interactive() else sys.stderr, flush=True)
+        print(f"stopped by {number.name} {where}; {fate}", file=sys.stdout if interactive() else sys.stderr, flush=True)
     if number == signal.SIGINT and interactive():
         return run
     raise TrainingStopped(128 + number, run)
@@ -456,7 +464,8 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
             "precision float32")
 
 # %% ../nbs/34_training.ipynb #cc347c3c
-LATER: dict[str, Any] = {"sampling": "shuffled", "channels_last": True, "compile": False}  # settings that older records lack, and what was done then
+LATER: dict[str, Any] = {  # settings that older records lack, and what was done then
+    "sampling": "shuffled", "channels_last": True, "compile": False, "sync_batchnorm": False}
 
 # %% ../nbs/34_training.ipynb #ae943603
 CHANGEABLE = ("precision", *(f"training.{name}" for name in (  # what `fit` can be allowed to change
@@ -491,7 +500,7 @@ def _changes(out: Path, known: dict[str, Any], asked: dict[str, Any], allow: Seq
         mendable = [free for free in CHANGEABLE if any(f"{name}.".startswith(f"{free}.") for name in refused)]
         hint = "; this cannot be changed in a run, begin another"
         if mendable:
-            hint = f", or allow what may change: allow={mendable} (on the command line: give its flag)"
+            hint = f", or allow what may change: allow={mendable}"
         raise ValueError(f"{out} was begun with other settings:{lines}\nResume it with what its config.json says{hint}")
     return changed
 

@@ -73,7 +73,7 @@ def test_memory_stays_flat_over_2000_steps():
             loss = torch.nn.functional.cross_entropy(self(images), labels)
             return loss, {"loss": loss.detach()}
 
-    data, seen = noise(torch.arange(400) % 7), []
+    data, seen, tensors = noise(torch.arange(400) % 7), [], []
     engine = training._Engine(Small(), data, TrainConfig(epochs=42, batch_size=8, device="cpu", precision="float32"))
     engine.step.train()
     for epoch in range(42):  # of 50 steps
@@ -82,8 +82,10 @@ def test_memory_stays_flat_over_2000_steps():
             assert engine.guard.first_bad() is None
         engine.place = training._Place(epoch + 1)
         seen.append(resident())
+        tensors.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
     assert len(seen) * engine.batches.steps == 2100
     assert max(seen[2:]) < 1.01 * seen[1], seen  # after 100 steps
+    assert tensors[-1] <= tensors[1], tensors
 
 
 @pytest.mark.parametrize("name", methods.names())

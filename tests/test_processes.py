@@ -17,7 +17,7 @@ import hashlib, json, os, sys
 import torch
 from unittest import mock
 from torch import nn
-from cucn_nb import methods, training, uncertainty
+from cucn_nb import methods, metrics, training
 from cucn_nb.datasets import FaceDataset
 
 torch.set_num_threads(1)
@@ -45,7 +45,8 @@ method = methods.create("cucn", counts=data.counts + 1, image_size=32)
 before = method.classifier.weight.detach().clone()
 config = training.TrainConfig(epochs=2, batch_size=16, device="cpu", precision="float32")
 run = training.fit(method, data, data.subset(torch.arange(20)), config, out)
-write(describe(method, moved=float((method.classifier.weight - before).abs().max()), losses=[h["loss"] for h in run.history],
+judged = metrics.evaluate(run.method, data.subset(torch.arange(20))).confusion.sum()
+write(describe(method, judged=int(judged), moved=float((method.classifier.weight - before).abs().max()), losses=[h["loss"] for h in run.history],
                valid=[h["valid"] for h in run.history]))
 """
 
@@ -148,9 +149,8 @@ def test_two_processes_agree(tmp_path):
     assert first["moved"] > 1e-4
     assert first["digest"] == second["digest"]  # different images on each, equal parameters: gradients are synchronised
     assert first["losses"] == second["losses"]  # the mean over both, though each saw its own images
-    assert first["valid"] != second["valid"]  # each has the running statistics of its own shares; those of the first are saved
-    right = 20 * first["valid"][0]["overall"]
-    assert abs(right - round(right)) < 1e-5  # each of the 20 images is counted once
+    assert first["valid"] != second["valid"]  # statistics of the first are sent to the second before each step, so they differ by the last one
+    assert first["judged"] == second["judged"] == 20
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -186,8 +186,9 @@ def test_two_processes_stop_together_and_go_on(tmp_path, undisturbed, order):
     assert "; saved; go on with" in stopped.stderr
     state = load_state(tmp_path / f"run-{order}" / "state.pt")
     assert (state["epoch"], state["step"]) in ([(0, 3)] if order == "step" else [(1, 1)])
-    again = torchrun(tmp_path, order, "again") if order == "step" else torchrun(tmp_path, "judge", "again", "quietly")
-    if order == "judge":  # it is told again at the next judging, of the last epoch, after which it is done
+    again = torchrun(tmp_path, order, "again")
+    if order == "judge":  # they are told again while they judge the last epoch, after which all is done
+        assert again.returncode != 0 and again.stderr.count("stopped by SIGTERM after the last epoch; all is saved") == 1, again.stderr[-2000:]
         assert len(lines(tmp_path / "run-judge")) == 2
     else:
         assert again.returncode == 0, again.stderr[-2000:]

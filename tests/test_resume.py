@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -104,7 +106,7 @@ def test_a_compiled_step_is_explained_by_layer(monkeypatch):
     method = make()
     torch.nn.init.constant_(method.backbone.layer2[0].conv1.weight, float("inf"))
     data = noise()
-    with pytest.raises(TrainingError, match=r"step 1: backbone\.layer2\.0\.conv1\.weight, before the step is not finite"):
+    with pytest.raises(TrainingError, match=r"step 1: backbone\.layer2\.0\.conv1\.weight, already before the step, is not finite"):
         fit(method, data, data, replace(CONFIG, compile=True), verbose=False)
     method = make()
     with torch.no_grad():
@@ -147,9 +149,45 @@ def test_nothing_in_a_batch_waits_for_the_device():
     assert [blocking for _, blocking in copies.found] == [True]  # the count above can be other than zero
 
 
+def test_what_is_copied_to_a_gpu_is_pinned_and_in_one_piece(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking=False: (tensor, device, non_blocking))
+    copied, device, non_blocking = augment.to_device(torch.arange(10)[1::2], torch.device("cuda"))
+    assert copied is pinned[0] and copied.is_contiguous() and copied.tolist() == [1, 3, 5, 7, 9] and device.type == "cuda" and non_blocking
+
+
+def test_a_run_without_a_folder_does_not_ask_to_be_saved_in_every_step(monkeypatch):
+    """On a GPU the question alone costs time: it waits for the answer of the last step."""
+    asked, all_finite = [], FiniteGuard.all_finite
+    monkeypatch.setattr(FiniteGuard, "all_finite", lambda guard: asked.append(guard) or all_finite(guard))
+    clock = iter(range(0, 10**6, 7))  # seven seconds each time that somebody looks
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), perf_counter=time.perf_counter))
+    run = train(None, replace(CONFIG, epochs=12))
+    assert run.finished and 3 <= len(asked) <= 12  # of 36 steps
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_last_save_is_not_forgotten(tmp_path, monkeypatch, capsys, number):
+    original = training._Folder.save
+
+    def save(folder, engine, whole_epoch=False, state=True):
+        original(folder, engine, whole_epoch, state)
+        if engine.place.epoch == CONFIG.epochs:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(training._Folder, "save", save)
+    with pytest.raises(training.TrainingStopped) as stopped:
+        train(tmp_path / "run")
+    assert stopped.value.code == 128 + number and stopped.value.run.finished and load_run(tmp_path / "run").finished
+    assert f"stopped by {number.name} after the last epoch; all is saved" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_never_waits_for_the_gpu():
-    engine = _Engine(make("cucn"), noise(), replace(CONFIG, device="cuda", augmentation=augment.Augmentation(0.5, 0.1, 0.5, 0.5)))
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_step_never_waits_for_the_gpu(precision):
+    policy = augment.Augmentation(0.5, 0.1, 0.5, 0.5)
+    engine = _Engine(make("cucn"), noise(), replace(CONFIG, device="cuda", precision=precision, augmentation=policy))
     engine.step.train()
     for number, batch in enumerate(engine.batches.epoch(0)):
         if number:

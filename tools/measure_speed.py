@@ -1,4 +1,4 @@
-"""Measure what chapter 35 shows: both loops as a pair, our switches one by one, and whether the fast ones cost accuracy. Ten minutes on two cores.
+"""Measure what chapter 35 shows: both loops as a pair, our switches one by one, and whether the fast ones cost accuracy. 45 minutes on two cores.
 
     python tools/measure_speed.py            into results/speed.json; kornia is compared too where it is installed (pip install kornia)
     python tools/measure_speed.py --device cuda --compile --image-size 224 112 --batch-size 256 64 --record results/speed_cuda.json
@@ -48,7 +48,7 @@ def switches(folder: Path, method: str, image_size: int, batch_size: int, device
     images, labels = (part.to(device) for part in next(iter(public.loader)))
     steps: dict[str, Any] = {"public loop": lambda: public.step(images, labels)}
     for name, options in SWITCHES:
-        config = TrainConfig(batch_size=batch_size, device=device, augmentation=training.Augmentation(0, 0, 0, 0), **options)
+        config = TrainConfig(batch_size=batch_size, device=device, schedule="exponential", augmentation=training.Augmentation(0, 0, 0, 0), **options)
         engine = training._Engine(create(), data, config)
         engine.step.train()
         batch = next(engine.batches.epoch(0))
@@ -81,7 +81,7 @@ def augmentation(image_size: int, batch_size: int, device: str, repeat: int = 15
     return {"image_size": image_size, "batch_size": batch_size, "policy": asdict(policy), "seconds": bench.time_in_turns(calls, repeat, device)}
 
 
-def accuracy(device: str, seeds: int = 3) -> dict[str, Any]:
+def accuracy(device: str, seeds: int = 8) -> dict[str, Any]:
     """Mean recall on the embedded test faces at 48 pixels, slow and fast, paired by seed."""
     config = TrainConfig.preset("scratch", device=device)
     slow, fast = replace(config, precision="float32", channels_last=False), replace(config, precision="bf16")
