@@ -161,10 +161,10 @@ def test_a_run_without_a_folder_does_not_ask_to_be_saved_in_every_step(monkeypat
     """On a GPU the question alone costs time: it waits for the answer of the last step."""
     asked, all_finite = [], FiniteGuard.all_finite
     monkeypatch.setattr(FiniteGuard, "all_finite", lambda guard: asked.append(guard) or all_finite(guard))
-    clock = iter(range(0, 10**6, 7))  # seven seconds each time that somebody looks
+    clock = iter(range(0, 10**6, 25))  # 25 seconds each time that somebody looks
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), perf_counter=time.perf_counter))
-    run = train(None, replace(CONFIG, epochs=12))
-    assert run.finished and 3 <= len(asked) <= 12  # of 36 steps
+    run = train(None, replace(CONFIG, batch_size=4))
+    assert run.finished and 3 <= len(asked) <= 6  # of 12 steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
