@@ -7,6 +7,7 @@ __all__ = ['VALIDATION', 'Train', 'Evaluate', 'predictions_csv', 'Report', 'Comp
            'Bench', 'Info', 'main', 'command']
 
 # %% ../nbs/53_cli.ipynb #99718ae9
+import contextlib
 import csv
 import io
 import json
@@ -293,7 +294,7 @@ def _save_figure(axes: Any, path: Path, line: str) -> None:
 
 
 def _finish(folder: Path) -> None:
-    """Draw the training curves and say what comes next; the first of several processes does it for all."""
+    """Draw the training curves and say what comes next; the first of several processes draws for all."""
     if int(os.environ.get("RANK", "0")) > 0:
         return
     from cucn_nb import plots
@@ -678,8 +679,10 @@ def main(arguments: list[str] | None = None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         kinds, prog="cucn", args=arguments, use_underscores=False,
         description="Facial expression recognition under uncertainty and class imbalance: CUCN and the methods around it.")
+    others = int(os.environ.get("RANK", "0")) > 0  # of several processes the first speaks for all; errors are said by each that has one
     try:
-        command()
+        with contextlib.redirect_stdout(io.StringIO()) if others else contextlib.nullcontext():
+            command()
     except (ValueError, OSError) as error:
         bad = getattr(error, "bad", ())  # of datasets.BadFiles, whose message names the first three
         for split, path, _, verdict in bad if len(bad) > 3 else ():

@@ -99,6 +99,14 @@ def test_uses_no_syntax_that_only_the_book_reads(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_commands_fit_on_the_page(name):
+    source = "\n".join(cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "markdown")
+    for block in re.findall(r"^```(?:sh|text)\n(.*?)^```", source, re.M | re.S):
+        for line in block.splitlines():
+            assert len(line) <= 74, f"{line}\nthe page shows 74 characters; break the command with a backslash"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_leaves_no_temporary_folder(name):
     code = "\n".join(cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "code")
     assert "mkdtemp(" not in code, "a folder that nobody removes: use tempfile.TemporaryDirectory"

@@ -91,6 +91,21 @@ MEASURE_CONTRAST = r"""() => {
   return Object.entries(lowest).map(([kind, [contrast, text]]) => [kind, contrast, text]);
 }"""
 
+# Words of a drawing that run out of the smallest rectangle behind their middle, or come nearer than two units to its edge.
+FIND_ESCAPED_WORDS = r"""() => {
+  const boxes = [...document.querySelectorAll("svg rect")].map((part) => part.getBBox());
+  const found = [];
+  for (const part of document.querySelectorAll("svg text")) {
+    const words = part.getBBox();
+    const [x, y] = [words.x + words.width / 2, words.y + words.height / 2];
+    const around = boxes.filter((box) => box.x <= x && x <= box.x + box.width && box.y <= y && y <= box.y + box.height);
+    const box = around.sort((a, b) => a.width * a.height - b.width * b.height)[0];
+    const beyond = Math.max(box.x - words.x, words.x + words.width - box.x - box.width);
+    if (!part.closest("[transform]") && beyond > -2) found.push(part.textContent);
+  }
+  return found;
+}"""
+
 
 class Watch:
     """A page of the browser that writes down what goes wrong on it."""
@@ -225,6 +240,18 @@ def test_links_within_the_book_resolve(html, visits):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overflows(visits, width):
     assert list(every(visits, "overflow", width)) == []
+
+
+def test_words_stay_in_the_boxes_of_a_drawing(watch):
+    def escaped(svg):
+        watch.page.set_content(svg)
+        return watch.page.evaluate(FIND_ESCAPED_WORDS)
+
+    line = '<svg width="300" height="40"><rect width="300" height="40"/><rect x="9" y="9" width="90" height="22"/><text x="12" y="25">%s</text></svg>'
+    assert escaped(line % "it fits") == [] and escaped(line % "far too long for it") == ["far too long for it"]
+    drawings = sorted((ROOT / "book" / "images").glob("*.svg"))
+    assert len(drawings) > 20
+    assert {drawing.name: words for drawing in drawings if (words := escaped(drawing.read_text(encoding="utf-8")))} == {}
 
 
 def test_search_finds_cbam(html, watch):
