@@ -94,7 +94,17 @@ def save_method(method: Method, path: str | Path, classes: Sequence[str]) -> Non
     header = {"format": "cucn_nb 2", "settings": json.dumps(method.settings), "classes": json.dumps(list(classes)),
               "weights_origin": method.backbone.weights_origin}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(tensors, header | {"sha256": _digest(header, tensors)}))
+    write_atomic(path, _in_order(safetensors.torch.save(tensors, header | {"sha256": _digest(header, tensors)})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with the words of its header sorted, which safetensors leaves to chance: equal methods, equal files."""
+    size = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + content[size:]
 
 # %% ../nbs/32_checkpoint.ipynb #b26b7de7
 def _read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -188,9 +198,10 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         return _read_state(path)
     except ValueError as error:
-        if not older.is_file():
-            raise
-        state = _read_state(older)
+        try:
+            state = _read_state(older)
+        except ValueError as worse:
+            raise ValueError(f"{error}; {worse}: there is nothing to go on from, begin anew in another folder or put a copy of either back") from None
         warnings.warn(f"{error}; going on from {older.name}, the state before it", stacklevel=2)
         return state
 

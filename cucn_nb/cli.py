@@ -242,10 +242,11 @@ def _resume(folder: Path, given: dict[str, Any]) -> None:
     lines = len(metrics.read_text("utf-8").splitlines()) if metrics.exists() else 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `fit` will warn of a damaged state
-        done = min(load_state(folder / "state.pt").get("epoch", 0), lines)
-    if done > changed.epochs:
-        raise ValueError(f"{folder} has {done} epochs done already, {changed.epochs} are asked for: ask for as many or more")
-    if done == changed.epochs and _whole(folder):
+        state = load_state(folder / "state.pt")
+    done, begun = state.get("epoch", 0), state.get("epoch", 0) + (state.get("step", 0) > 0)
+    if begun > changed.epochs:
+        raise ValueError(f"{folder} has {begun} epochs done or begun, {changed.epochs} are asked for: ask for as many or more")
+    if done == lines == changed.epochs and _whole(folder):
         raise ValueError(f"{folder} is finished: all {done} epochs are done, nothing is left to resume")
     train, valid = _same_training(record, folder)
     torch.manual_seed(config.seed)
@@ -326,8 +327,8 @@ class Evaluate:
 
         _writable("--json", self.json)
         run, data, report, suffix = _judged(self.run, self.data, self.split)
-        summary = {**judge(report), "method": run.method.settings["name"], "epochs": len(run.history), "seed": run.config.seed,
-                   "notes": list(data.notes)}
+        summary = {**judge(report), "method": run.method.settings["name"], "epochs": len(run.history), "finished": run.finished,
+                   "seed": run.config.seed, "notes": list(data.notes)}
         text = json.dumps(summary, indent=1) + "\n"
         line = origin(run, data.name, data.split, len(data), summary["fingerprint"])
         _say_notes(data)
@@ -394,6 +395,8 @@ def _judged(folder: Path, source: str | None, split: str) -> tuple[Any, Any, Any
         raise ValueError(f"{name} has the classes {', '.join(data.classes)}, the run {', '.join(run.classes)}: they must be the same")
     if _saw_grey(run) and data.images.shape[1] == 3:
         data = datasets.as_grey(data)
+    if not run.finished:
+        print(f"note: unfinished: epoch {len(run.history)} of {run.config.epochs} is judged; the training goes on with cucn train --resume {folder}")
     suffix = "" if split == "test" and source is None else f"-{data.name}-{data.split}" + ("" if source is None else f"-{data.fingerprint()[:8]}")
     return run, data, evaluate(run.method, data), suffix
 
@@ -478,7 +481,8 @@ class Predict:
                 for prediction in found:
                     done.append(prediction)
             finally:  # a file that cannot be read ends the command: what was said before it is not lost
-                print(table(done))
+                if done:
+                    print(table(done))
             print("uncertainty: larger = less certain; it orders the faces of one run and has no unit")
             if run.record["data"]["train"]["name"] == "faces":
                 print("this run was trained on rendered faces: what it says about photographs is no evidence about the people in them")
@@ -633,6 +637,7 @@ class Bench:
             raise ValueError("a bench needs images of at least 32 pixels, batches of at least 2, two or more whole batches, and 0 or more workers")
         TrainConfig(device=self.device)  # says so now if there is no such device
         _writable("--json", self.json)
+        print("measuring both loops in turns: loader, step, epoch; some minutes on two cores, without a word", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             record = compare(Path(folder), self.method, self.image_size, self.batch_size, self.device, self.images, workers=self.workers,
                              options={"compile": self.compile == "yes"})
@@ -679,24 +684,38 @@ def main(arguments: list[str] | None = None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         kinds, prog="cucn", args=arguments, use_underscores=False,
         description="Facial expression recognition under uncertainty and class imbalance: CUCN and the methods around it.")
-    others = int(os.environ.get("RANK", "0")) > 0  # of several processes the first speaks for all; errors are said by each that has one
+    name = _name()
     try:
-        with contextlib.redirect_stdout(io.StringIO()) if others else contextlib.nullcontext():
+        # of several processes the first speaks for all; errors are said by each that has one
+        with contextlib.nullcontext() if name == "cucn" else contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             command()
     except (ValueError, OSError) as error:
         bad = getattr(error, "bad", ())  # of datasets.BadFiles, whose message names the first three
         for split, path, _, verdict in bad if len(bad) > 3 else ():
             print(f"{split}: {path}: {verdict.kind}, {verdict.words}", file=sys.stderr)
-        print(f"cucn: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("cucn: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except RuntimeError as error:
         if type(error).__name__ != "TrainingError":
             raise
-        print(f"cucn: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _name() -> str:
+    """Who speaks: of several processes, all but the first say which they are."""
+    rank = int(os.environ.get("RANK", "0"))
+    return f"cucn (process {rank})" if rank else "cucn"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    """Print a warning of this package as a note; those of libraries, which are about code, as Python prints them."""
+    ours = category is UserWarning and Path(filename).parent == Path(str(files("cucn_nb")))
+    print(f"{_name()}: note: {message}" if ours else warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file=sys.stderr)
 
 # %% ../nbs/53_cli.ipynb #97b5cb30
 def command() -> None:

@@ -59,6 +59,8 @@ def _notes(run: Run, report: Report, judged: Mapping[str, Any]) -> list[str]:
     name, split = judged["data"], judged["split"]
     notes = [f"T{RENDERED[1:]}."] if name == "faces" else []
     length = f"{len(run.history)} {'epoch' if len(run.history) == 1 else 'epochs'}"
+    if not run.finished:
+        notes.append(f"The training is not finished: {length} of {run.config.epochs}.")
     notes.append(f"One training, seed {run.config.seed}, {length} from {run.method.backbone.weights_origin} weights; "
                  "the last epoch is judged, nothing was selected. Another seed gives other numbers.")
     if split != "test":
@@ -70,7 +72,7 @@ def _notes(run: Run, report: Report, judged: Mapping[str, Any]) -> list[str]:
         notes.append(f"No image was judged of {', '.join(absent)}: left out of mean, worst and best.")
     given_up = [c for c, r in judged["recall"].items() if r is not None and r < 1 / len(report.classes)]
     if given_up:
-        notes.append(f"Below chance (1 of {len(report.classes)}): {', '.join(given_up)}. Whatever the mean says, these expressions "
+        notes.append(f"Below chance ({100 / len(report.classes):.0f} %): {', '.join(given_up)}. Whatever the mean says, these expressions "
                      "are not recognised.")
     gap = float(report.probabilities.amax(1).mean()) - judged["overall"]
     if abs(gap) > 0.05:
@@ -253,7 +255,8 @@ def compare(folders: Sequence[str | Path], split: str = "test") -> str:
         path = folder / ("evaluation.json" if split == "test" else f"evaluation-{record['data']['train']['name']}-{split}.json")
         again = f"`cucn evaluate {folder}{'' if split == 'test' else f' --split {split}'}`"
         if not path.is_file():
-            raise ValueError(f"{folder} has no {path.name}: run {again} first")
+            others = ", ".join(sorted(p.name for p in folder.glob("evaluation*.json")))
+            raise ValueError(f"{folder} has no {path.name}: run {again} first" + (f", or name the --split of {others}" if others else ""))
         try:
             numbers.append(json.loads(path.read_text("utf-8")))
             done, judged = len((folder / "metrics.jsonl").read_text("utf-8").splitlines()), numbers[-1]["epochs"]

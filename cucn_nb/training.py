@@ -315,7 +315,7 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
         out: folder for config.json, environment.json, metrics.jsonl, model.safetensors, state.pt and state.older.pt; None writes nothing.
         resume: go on from the state in `out`, to the same end as a run that was never stopped.
         provenance: further facts to keep in config.json, such as where the data was read from.
-        verbose: print one line an epoch.
+        verbose: print one line an epoch, and where a resumed run goes on.
         allow: settings that a resumed run may change, such as "training.lr".
         save_seconds: time between two saves within an epoch; 0 saves after every step.
     Returns:
@@ -333,7 +333,7 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
     record = _make_record(engine, train, valid, provenance)
     folder = _Folder(out if engine.accelerator.is_main_process else None, save_seconds, train.classes)
     if out is not None:
-        _open_folder(out, record, engine, folder, resume, allow)
+        _open_folder(out, record, engine, folder, resume, allow, verbose)
 
     def so_far() -> Run:
         return Run(method.eval(), config, engine.place.history, train.classes, record)
@@ -432,7 +432,8 @@ def _stopped(stop: Interruption, engine: _Engine, folder: _Folder, run: Run) -> 
     """Say where the run was stopped; a notebook gets it back, a command ends."""
     number = stop.signal or signal.SIGTERM  # another process may have had it
     where = "after the last epoch" if run.finished else f"in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}"
-    fate = "all is saved" if run.finished else "saved; go on with fit(..., resume=True), or with: cucn train --resume RUN"
+    again = f"cucn train --resume {folder.path}" if "source" in run.record else "fit(..., resume=True)"  # as it was begun
+    fate = "all is saved" if run.finished else f"saved; go on with {again}"
     if folder.path is None or folder.error:
         fate = f"it could not be saved ({folder.error})" if folder.error else "nothing is saved, since fit was given no folder"
     if engine.accelerator.is_main_process:
@@ -446,6 +447,7 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
     """Go back before a step that was not finite, do it again with every part watched, and say what is wrong with it."""
     place = engine.place
     place.step, place.logs = step, place.logs[:step]
+    losses = ", ".join(f"{log[0]:.4g}" for log in place.logs[-3:])
     engine.go_to_place()
     plain, batch = TrainingStep(engine.method), next(engine.batches.epoch(place.epoch, step))  # not compiled: its parts can be watched
     engine.guard.before()
@@ -453,15 +455,17 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
         what = find_non_finite(engine.method, lambda: engine.loss(plain, batch)[0])
     engine.guard.after(torch.zeros((), device=batch.labels.device), step)  # its flag is up, so the buffers are put back
     rows = batch.position.tolist()
-    found = [(what, ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else ""))]
+    listed = ", ".join(f"{row} ({data.sources[row]})" for row in rows[:3]) + (f", {', '.join(map(str, rows[3:10]))}" if len(rows) > 3 else "")
+    found = [(what, listed + (f" and {len(rows) - 10} more" if len(rows) > 10 else ""))]
     if engine.accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         found = gather_object(found)
     what, listed = next((one for one in found if one[0]), (None, "; ".join(images for _, images in found)))
     return (f"epoch {place.epoch + 1}, step {step + 1}: {what or 'the loss or a gradient'} is not finite; images {listed} of {data.name}/{data.split}"
-            f"{'' if what else ' (done again it was, so no layer can be named)'}. The step has changed nothing; lower the learning rate, or use "
-            "precision float32")
+            f"{'' if what else ' (done again it was, so no layer can be named)'}. The step has changed nothing"
+            + (f"; the losses before it: {losses}" if losses else "") + ". Go on with a lower learning rate or precision float32; "
+            "where the losses had grown already, the parameters are spoilt: begin anew with a lower rate")
 
 # %% ../nbs/34_training.ipynb #cc347c3c
 LATER: dict[str, Any] = {  # settings that older records lack, and what was done then
@@ -510,7 +514,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 # %% ../nbs/34_training.ipynb #d6820846
-def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Folder, resume: bool, allow: Sequence[str]) -> None:
+def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Folder, resume: bool, allow: Sequence[str], verbose: bool) -> None:
     """Begin the folder of a run; or put the engine where the run in it was left, and the run's own record into `record`."""
     machine = environment(engine.accelerator.device)
     if resume:
@@ -518,8 +522,8 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
         changed = _changes(out, known, json.loads(json.dumps(record)), allow)
         if missing := [name for name in ("method", "optimiser", "epoch", "history") if name not in state]:
             raise ValueError(f"{out / 'state.pt'} is no state of a run: it holds no {', no '.join(missing)}")
-        if state["epoch"] > engine.config.epochs:
-            raise ValueError(f"{out} has {state['epoch']} epochs done, {engine.config.epochs} are asked for: ask for as many or more")
+        if (begun := state["epoch"] + (state.get("step", 0) > 0)) > engine.config.epochs:
+            raise ValueError(f"{out} has {begun} epochs done or begun, {engine.config.epochs} are asked for: ask for as many or more")
         _restore(engine, state)
         place = {"epoch": engine.place.epoch + 1, "step": engine.place.step}
         began = _read_notes(out / "environment.json", machine)
@@ -533,6 +537,11 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
     remove_parts(out)
     if resume:
         mend_state(out / "state.pt")
+        if verbose and engine.place.epoch < engine.config.epochs:
+            said = [f"going on in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}",
+                    *(f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in changed.items()),
+                    *([f"not to the same bits, since this is new: {', '.join(f'{name} {value}' for name, value in other.items())}"] if other else [])]
+            print("; ".join(said), flush=True)
     write_atomic(out / "config.json", json.dumps(record, indent=1) + "\n")
     write_atomic(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     if resume and engine.place.step == 0 and engine.place.epoch > 0:  # a kill may have come between the state and the files that follow it

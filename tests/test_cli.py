@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cucn_nb import faces
+from cucn_nb.checkpoint import load_state, save_state
 from cucn_nb.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,6 +171,35 @@ def test_killed_between_two_files_is_brought_up_to_date(run, folder, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() == lines
     mended = load_file(tmp_path / "run" / "model.safetensors")
     assert expected.keys() == mended.keys() and all(torch.equal(expected[name], mended[name]) for name in expected)
+
+
+def test_an_unfinished_run_says_so(capsys, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["training"]["epochs"] = 3
+    (copy / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    main(["evaluate", str(copy), "--split", "valid"])
+    assert f"note: unfinished: epoch 1 of 3 is judged; the training goes on with cucn train --resume {copy}\n" in capsys.readouterr().out
+    assert json.loads((copy / "evaluation-faces-valid.json").read_text())["finished"] is False
+    main(["report", str(copy), "--split", "valid"])
+    assert "The training is not finished: 1 epoch of 3." in (copy / "report-faces-valid.html").read_text()
+    assert "evaluation-faces-valid.json" in complaint(capsys, "compare", copy, copy)  # the test split is asked for, another was judged
+
+
+def test_a_torn_state_is_a_note_and_the_run_says_where_it_goes_on(capsys, folder, tmp_path):
+    words = ["train", "--method", "cross_entropy", "--data", str(folder), "--epochs", "2", "--batch-size", "40", "--device", "cpu"]
+    main([*words, "--out", str(tmp_path / "run")])
+    state = tmp_path / "run" / "state.pt"
+    saved = load_state(state)
+    save_state({**saved, "epoch": 1, "history": saved["history"][:1]}, state.with_name("state.older.pt"))
+    state.write_bytes(state.read_bytes()[:-3])
+    capsys.readouterr()
+    main(["train", "--resume", str(tmp_path / "run")])
+    said = capsys.readouterr()
+    assert said.err.startswith(f"cucn: note: {state} is damaged") and said.err.endswith("going on from state.older.pt, the state before it\n")
+    assert said.out.startswith("going on in epoch 2 after step 0 of 7\n")
 
 
 def test_run_made_in_python_needs_its_data_named(capsys, run, tmp_path):

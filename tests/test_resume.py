@@ -250,9 +250,35 @@ def test_lost_notes_on_the_machine_are_made_anew(tmp_path, content):
 
 def test_fewer_epochs_than_are_done_are_refused(tmp_path):
     train(tmp_path / "run")
-    with pytest.raises(ValueError, match="has 2 epochs done, 1 are asked for"):
-        train(tmp_path / "run", replace(CONFIG, epochs=1), resume=True)
+    for step in (0, 1):  # of the third epoch
+        save_state({**load_state(tmp_path / "run" / "state.pt"), "step": step}, tmp_path / "run" / "state.pt")
+        with pytest.raises(ValueError, match=f"has {2 + step} epochs done or begun, {1 + step} are asked for"):
+            train(tmp_path / "run", replace(CONFIG, epochs=1 + step), resume=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["epochs"] == 2
+
+
+def test_where_nothing_is_whole_both_files_are_named(tmp_path):
+    train(tmp_path / "run", save_seconds=0)
+    for name in ("state.pt", "state.older.pt"):
+        (tmp_path / "run" / name).write_bytes((tmp_path / "run" / name).read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"state\.pt is damaged.*; .*state\.older\.pt is damaged.*: there is nothing to go on from, begin anew"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_equal_runs_have_equal_model_files(tmp_path):
+    for name in ("one", "other"):
+        train(tmp_path / name)
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "other" / "model.safetensors").read_bytes()
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path, capsys):
+    train(tmp_path / "run", replace(CONFIG, epochs=1))
+    notes = tmp_path / "run" / "environment.json"
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), "threads": 99}))
+    fit(make(), noise(), noise(), replace(CONFIG, lr=0.5), tmp_path / "run", resume=True, allow=["training.lr"])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("going on in epoch 2 after step 0 of 3; training.epochs 1 -> 2; training.lr 0.002 -> 0.5; not to the same bits")
+    assert first.endswith(f"since this is new: threads {torch.get_num_threads()}")
 
 
 def test_a_first_step_that_is_bad_leaves_no_untrained_model(tmp_path, monkeypatch):
