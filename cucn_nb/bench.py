@@ -357,7 +357,7 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
         batch_size: images a step.
         device: "cpu" or "cuda".
         images: files of an epoch, a multiple of the batch size.
-        repeat: how often each pair is timed; loaders and whole epochs three times at most.
+        repeat: how often each pair is timed; loaders and whole epochs a third as often, three times at least if it is as many.
         workers: processes that decode for the public loop.
         options: changes to the training settings of ours.
     Returns:
@@ -374,7 +374,7 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
     plain = dataclasses.replace(config, augmentation=training.Augmentation(0, 0, 0, 0))
     bare = OurLoop(create(), folder / "faces", folder / "cache", plain).engine
     batch, (theirs, labels) = next(bare.batches.epoch(0)), (part.to(device) for part in next(iter(public.loader)))
-    few = min(3, repeat)
+    few = min(repeat, max(3, repeat // 3))
     pairs = {"step": time_pair(_repeat(lambda: public.step(theirs, labels)), _repeat(lambda: bare.train_on(batch)), repeat, device),
              "loader": time_pair(public.load, ours.load, few, device),
              "loader and augmentation": time_pair(public.load, ours.load_and_augment, few, device),

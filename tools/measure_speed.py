@@ -116,7 +116,8 @@ def main() -> None:
             record["pairs"] = []
         for method, (image_size, batch_size) in itertools.product(("rul", "cucn"), sizes if "pairs" in arguments.parts else []):
             folder = Path(temporary) / f"{method} {image_size} {batch_size}"
-            pair = bench.compare(folder, method, image_size, batch_size, device, images=16 * batch_size, options={"compile": arguments.compile})
+            pair = bench.compare(folder, method, image_size, batch_size, device, images=16 * batch_size, repeat=15,
+                                 options={"compile": arguments.compile})
             print(bench.as_text(pair), flush=True)
             record["pairs"].append(pair)
         for method in ("rul", "cucn") if "switches" in arguments.parts else ():
