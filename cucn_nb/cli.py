@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import sys
 import tempfile
 import warnings
@@ -70,15 +71,16 @@ class Train:
     sync_batchnorm: Literal["yes", "no"] = "no"  # with several GPUs (torchrun): batch statistics over the images of all of them
     # go on with this run folder; everything comes from it, but for --epochs, --lr, --device and --precision if they are given
     resume: Annotated[Path | None, _optional("RUN")] = None
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()  # the fields that the command line names
 
     def __call__(self) -> None:
         """Run the command."""
         if self.resume is not None:
-            given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
-            if fixed := [name for name in given if name not in ("resume", "epochs", "lr", "device", "precision")]:
+            given = {name: getattr(self, name) for name in self.given if name != "resume"}
+            if fixed := [name for name in given if name not in ("epochs", "lr", "device", "precision")]:
                 flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
                 raise ValueError(f"{flags}: a resumed run takes this from its folder; leave {'it' if len(fixed) == 1 else 'them'} out")
-            return _resume(self.resume, {name: value for name, value in given.items() if name != "resume"})
+            return _resume(self.resume, given)
         out = self._place()
         import torch
 
@@ -238,15 +240,13 @@ def _resume(folder: Path, given: dict[str, Any]) -> None:
     record, config = read_record(folder)
     changed = _at_rate(config, given["lr"]) if "lr" in given else config
     changed = replace(changed, **{name: value for name, value in given.items() if name != "lr"})
-    metrics = folder / "metrics.jsonl"  # written last
-    lines = len(metrics.read_text("utf-8").splitlines()) if metrics.exists() else 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `fit` will warn of a damaged state
         state = load_state(folder / "state.pt")
     done, begun = state.get("epoch", 0), state.get("epoch", 0) + (state.get("step", 0) > 0)
     if begun > changed.epochs:
         raise ValueError(f"{folder} has {begun} epochs done or begun, {changed.epochs} are asked for: ask for as many or more")
-    if done == lines == changed.epochs and _whole(folder):
+    if done == config.epochs == changed.epochs and _whole(folder):
         raise ValueError(f"{folder} is finished: all {done} epochs are done, nothing is left to resume")
     train, valid = _same_training(record, folder)
     torch.manual_seed(config.seed)
@@ -259,12 +259,11 @@ def _resume(folder: Path, given: dict[str, Any]) -> None:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether the model of a run can be read; if not, its state can bring it back."""
-    from cucn_nb.checkpoint import load_method
+    """Whether the files of a finished run are; if not, its state can bring them back."""
+    from cucn_nb.training import load_run
 
     try:
-        load_method(folder / "model.safetensors")
-        return True
+        return load_run(folder).finished
     except ValueError:
         return False
 
@@ -306,7 +305,7 @@ def _finish(folder: Path) -> None:
     valid = run.record["data"]["valid"]
     line = origin(run, valid["name"], valid["split"], valid["count"], valid["fingerprint"])
     _save_figure(plots.training_curves(run.history), folder / "training.png", line)
-    print(f"wrote {folder}; judge it on the test images with: cucn evaluate {folder} (where there are none: --split valid)")
+    print(f"wrote {folder}; judge it on the test images with: cucn evaluate {shlex.quote(str(folder))} (where there are none: --split valid)")
 
 # %% ../nbs/53_cli.ipynb #27516a49
 @dataclass(frozen=True)
@@ -377,6 +376,7 @@ def _judged(folder: Path, source: str | None, split: str) -> tuple[Any, Any, Any
     """Judge a run: the run, the data, the report, and what is added to the names of files unless it is the run's own test."""
     from cucn_nb import datasets
     from cucn_nb.metrics import evaluate
+    from cucn_nb.training import how_to_resume
 
     run = _load(folder)
     name = source or _source(run.record)
@@ -396,7 +396,7 @@ def _judged(folder: Path, source: str | None, split: str) -> tuple[Any, Any, Any
     if _saw_grey(run) and data.images.shape[1] == 3:
         data = datasets.as_grey(data)
     if not run.finished:
-        print(f"note: unfinished: epoch {len(run.history)} of {run.config.epochs} is judged; the training goes on with cucn train --resume {folder}")
+        print(f"note: unfinished: epoch {len(run.history)} of {run.config.epochs} is judged; the training goes on with {how_to_resume(run.record, folder)}")
     suffix = "" if split == "test" and source is None else f"-{data.name}-{data.split}" + ("" if source is None else f"-{data.fingerprint()[:8]}")
     return run, data, evaluate(run.method, data), suffix
 
@@ -633,8 +633,9 @@ class Bench:
         from cucn_nb.checkpoint import write_atomic
         from cucn_nb.training import TrainConfig
 
-        if self.batch_size < 2 or self.images % self.batch_size or min(self.image_size - 32, self.images - 2 * self.batch_size, self.workers) < 0:
-            raise ValueError("a bench needs images of at least 32 pixels, batches of at least 2, two or more whole batches, and 0 or more workers")
+        if self.batch_size < 2 or self.images % self.batch_size or min(self.image_size - 32, self.images - max(7, 2 * self.batch_size), self.workers) < 0:
+            raise ValueError("a bench needs images of at least 32 pixels, batches of at least 2, two or more whole batches, 7 images or more, "
+                             "and 0 or more workers")
         TrainConfig(device=self.device)  # says so now if there is no such device
         _writable("--json", self.json)
         print("measuring both loops in turns: loader, step, epoch; some minutes on two cores, without a word", flush=True)
@@ -684,6 +685,9 @@ def main(arguments: list[str] | None = None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         kinds, prog="cucn", args=arguments, use_underscores=False,
         description="Facial expression recognition under uncertainty and class imbalance: CUCN and the methods around it.")
+    if isinstance(command, Train):
+        words = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in (sys.argv[1:] if arguments is None else arguments) if word[:2] == "--"}
+        command = replace(command, given=tuple(field.name for field in fields(command) if field.name in words))
     name = _name()
     try:
         # of several processes the first speaks for all; errors are said by each that has one

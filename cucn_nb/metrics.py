@@ -124,7 +124,7 @@ def evaluate(method: Method, data: FaceDataset, batch_size: int = 256) -> Report
     Returns:
         A report with every image's probabilities and uncertainty.
     Raises:
-        ValueError: the classes or the image size do not fit the method.
+        ValueError: the classes or the image size do not fit the method, or its answers are not finite.
     """
     if data.num_classes != method.num_classes:
         raise ValueError(f"{data.name} has {data.num_classes} classes, the method {method.num_classes}: they must agree")
@@ -142,8 +142,12 @@ def evaluate(method: Method, data: FaceDataset, batch_size: int = 256) -> Report
             uncertainty.append(doubt.float().cpu())
     finally:
         method.train(was_training)
+    answers, doubts = torch.cat(logits), torch.cat(uncertainty)
+    if spoilt := int((~(answers.isfinite().all(1) & doubts.isfinite())).sum()):
+        raise ValueError(f"{data.name}/{data.split}: the network's answer to {spoilt} of {len(data)} images is not finite: its parameters are spoilt, "
+                         "train it anew with a lower learning rate")
     facts = {"data": data.name, "split": data.split, "fingerprint": data.fingerprint(), "weights": method.backbone.weights_origin}
-    return Report(torch.cat(logits).softmax(1), torch.cat(uncertainty), data.labels, data.classes, tuple(data.sources), facts,
+    return Report(answers.softmax(1), doubts, data.labels, data.classes, tuple(data.sources), facts,
                   data.votes, data.vote_names, data.blend)
 
 # %% ../nbs/33_metrics.ipynb #9f14d2d2

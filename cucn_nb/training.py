@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'LATER', 'CHANGEABLE', 'TrainConfig', 'TrainingStep', 'environment', 'Run', 'TrainingError',
-           'TrainingStopped', 'fit', 'read_record', 'load_run']
+           'TrainingStopped', 'fit', 'how_to_resume', 'read_record', 'load_run']
 
 # %% ../nbs/34_training.ipynb #fb4c8611
 import dataclasses
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 import time
@@ -69,6 +70,9 @@ class TrainConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(allowed)}")
+        for name in ("epochs", "batch_size", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number")
         for name in ("epochs", "batch_size", "lr", "classifier_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
@@ -252,7 +256,7 @@ class _Engine:
             share = (own / self.accelerator.reduce(own, "mean")).to(loss)
             loss, log = loss * share, {**log, "loss": log["loss"] * share}
         self.optimiser.zero_grad()
-        self.accelerator.backward(loss)
+        self.accelerator.backward(self.guard.scale(loss))
         self.guard.after(loss, batch.step, stop is not None and stop.signal is not None)
         self.optimiser.step()
         self.scheduler.step()
@@ -347,7 +351,7 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
                 if folder.due(whole_epoch=True) or engine.place.epoch == config.epochs:
                     folder.save(engine, whole_epoch=True)
         except StopRequested:
-            folder.save(engine)
+            folder.save(engine, whole_epoch=engine.place.step == 0 < engine.place.epoch)
             engine.accelerator.wait_for_everyone()  # torchrun ends all when one has ended
             return _stopped(stop, engine, folder, so_far())
         except _NotFinite as error:
@@ -405,6 +409,21 @@ def _describe(data: FaceDataset) -> dict[str, Any]:
             "classes": list(data.classes), "counts": data.counts.tolist(), "fingerprint": data.fingerprint(), "manifest": data.manifest,
             "notes": list(data.notes)}
 
+# %% ../nbs/34_training.ipynb #c61234fe
+def how_to_resume(record: dict[str, Any], folder: str | Path | None) -> str:
+    """Say how a run is gone on with: in the way it was begun.
+
+    Args:
+        record: of the run, what config.json holds.
+        folder: of the run.
+    Returns:
+        Such as "cucn train --resume runs/one".
+    """
+    if "source" not in record:  # what `cucn train` writes there
+        return "fit(..., resume=True)"
+    together = f" in {record['processes']} processes, as it was begun" if record.get("processes", 1) > 1 else ""
+    return f"cucn train --resume {shlex.quote(str(folder))}{together}"
+
 # %% ../nbs/34_training.ipynb #360066b5
 def _check(method: Method, train: FaceDataset, valid: FaceDataset, out: Path | None, resume: bool) -> None:
     """Refuse what cannot be trained, or would write over something."""
@@ -417,6 +436,8 @@ def _check(method: Method, train: FaceDataset, valid: FaceDataset, out: Path | N
                          f"{valid.name}/{valid.split} {', '.join(valid.classes)}: give both the same, in the same order")
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to go on with")
+    if out and out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: name a folder for the run")
     if out and not resume and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another folder, or resume the run in it")
 
@@ -432,8 +453,7 @@ def _stopped(stop: Interruption, engine: _Engine, folder: _Folder, run: Run) -> 
     """Say where the run was stopped; a notebook gets it back, a command ends."""
     number = stop.signal or signal.SIGTERM  # another process may have had it
     where = "after the last epoch" if run.finished else f"in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}"
-    again = f"cucn train --resume {folder.path}" if "source" in run.record else "fit(..., resume=True)"  # as it was begun
-    fate = "all is saved" if run.finished else f"saved; go on with {again}"
+    fate = "all is saved" if run.finished else f"saved; go on with {how_to_resume(run.record, folder.path)}"
     if folder.path is None or folder.error:
         fate = f"it could not be saved ({folder.error})" if folder.error else "nothing is saved, since fit was given no folder"
     if engine.accelerator.is_main_process:
@@ -447,7 +467,7 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
     """Go back before a step that was not finite, do it again with every part watched, and say what is wrong with it."""
     place = engine.place
     place.step, place.logs = step, place.logs[:step]
-    losses = ", ".join(f"{log[0]:.4g}" for log in place.logs[-3:])
+    losses = ", ".join(f"{log[0]:.4g}" for log in place.logs[-3:]) or ", ".join(f"{entry['loss']:.4g}, the mean of an epoch" for entry in place.history[-1:])
     engine.go_to_place()
     plain, batch = TrainingStep(engine.method), next(engine.batches.epoch(place.epoch, step))  # not compiled: its parts can be watched
     engine.guard.before()
@@ -465,7 +485,7 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
     return (f"epoch {place.epoch + 1}, step {step + 1}: {what or 'the loss or a gradient'} is not finite; images {listed} of {data.name}/{data.split}"
             f"{'' if what else ' (done again it was, so no layer can be named)'}. The step has changed nothing"
             + (f"; the losses before it: {losses}" if losses else "") + ". Go on with a lower learning rate or precision float32; "
-            "where the losses had grown already, the parameters are spoilt: begin anew with a lower rate")
+            "if it comes again, the steps before have spoilt the parameters: begin anew with a lower rate")
 
 # %% ../nbs/34_training.ipynb #cc347c3c
 LATER: dict[str, Any] = {  # settings that older records lack, and what was done then
@@ -494,6 +514,8 @@ def _binding(record: dict[str, Any]) -> dict[str, Any]:
 
 def _changes(out: Path, known: dict[str, Any], asked: dict[str, Any], allow: Sequence[str]) -> dict[str, list[Any]]:
     """List what a resumed run changes, if all of it may be changed."""
+    if isinstance(allow, str):
+        raise ValueError(f"allow={allow!r} is a text: give a list of names, allow=[{allow!r}]")
     if unknown := [name for name in allow if name not in CHANGEABLE]:
         raise ValueError(f"allow: {', '.join(unknown)} cannot be changed in a run; what can is {', '.join(CHANGEABLE)}")
     changed = _differences(_binding(known), _binding(asked))
@@ -504,7 +526,8 @@ def _changes(out: Path, known: dict[str, Any], asked: dict[str, Any], allow: Seq
         mendable = [free for free in CHANGEABLE if any(f"{name}.".startswith(f"{free}.") for name in refused)]
         hint = "; this cannot be changed in a run, begin another"
         if mendable:
-            hint = f", or allow what may change: allow={mendable}"
+            flags = {f"--{name.rpartition('.')[2]}": None for name in mendable if name.rpartition(".")[2] in ("epochs", "lr", "device", "precision")}
+            hint = f", or allow what may change: allow={mendable}" + (f", as cucn train does for {' and '.join(flags)}" if flags else "")
         raise ValueError(f"{out} was begun with other settings:{lines}\nResume it with what its config.json says{hint}")
     return changed
 
@@ -524,7 +547,11 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
             raise ValueError(f"{out / 'state.pt'} is no state of a run: it holds no {', no '.join(missing)}")
         if (begun := state["epoch"] + (state.get("step", 0) > 0)) > engine.config.epochs:
             raise ValueError(f"{out} has {begun} epochs done or begun, {engine.config.epochs} are asked for: ask for as many or more")
-        _restore(engine, state)
+        try:
+            _restore(engine, state)
+        except (RuntimeError, ValueError, KeyError) as error:  # torch says in many lines which tensors it lacks
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{out / 'state.pt'} does not fit {out / 'config.json'}: it is the state of another run ({reason})") from error
         place = {"epoch": engine.place.epoch + 1, "step": engine.place.step}
         began = _read_notes(out / "environment.json", machine)
         other = {name: value for name, value in machine.items() if value != began.get(name)}
@@ -551,7 +578,8 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
 def _read_notes(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
     """The facts about the machine that a run was begun on; where they are lost, those of this one."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        notes = json.loads(path.read_text("utf-8"))
+        return notes if isinstance(notes, dict) else dict(otherwise)
     except (OSError, ValueError):
         return dict(otherwise)
 
@@ -589,9 +617,9 @@ def read_record(folder: str | Path) -> tuple[dict[str, Any], TrainConfig]:
         if settings["device"] == "cuda" and not torch.cuda.is_available():  # a run of a GPU machine can be read on any other
             settings["device"] = "auto"
         return record, TrainConfig(**settings)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error} is missing or unknown in it") from error
-    except json.JSONDecodeError as error:
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: {error} is missing in it") from error
+    except (TypeError, ValueError) as error:  # no text, no json, or no settings
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
@@ -603,10 +631,17 @@ def load_run(folder: str | Path) -> Run:
     Returns:
         The run, its method in evaluation mode on the CPU.
     Raises:
-        ValueError: the folder is no run, or a file of it is damaged.
+        ValueError: the folder is no run, its first epoch is not done, or a file of it is damaged.
     """
     folder = Path(folder)
     record, config = read_record(folder)
-    method, classes = load_method(folder / "model.safetensors")
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    model, metrics, again = folder / "model.safetensors", folder / "metrics.jsonl", how_to_resume(record, folder)
+    for path in (model, metrics):
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: it is written after the first epoch, and written again by {again}")
+    method, classes = load_method(model)
+    try:
+        history = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{metrics} is damaged ({error}); it is written again by {again}") from error
     return Run(method, config, history, classes, record)

@@ -202,6 +202,35 @@ def test_a_torn_state_is_a_note_and_the_run_says_where_it_goes_on(capsys, folder
     assert said.out.startswith("going on in epoch 2 after step 0 of 7\n")
 
 
+def test_a_resumed_run_takes_what_is_given_also_where_it_is_the_default(capsys, run, tmp_path):
+    copy = tmp_path / "the run"
+    shutil.copytree(run, copy)
+    words = "--method cucn --data faces --seed 0 --preset scratch".split()
+    said = complaint(capsys, "train", "--resume", copy, *words)
+    assert said == "cucn: --method, --data, --seed, --preset: a resumed run takes this from its folder; leave them out\n".replace(
+        "--method, --data, --seed, --preset", ", ".join(sorted(words[::2], key=said.index)))
+    record = json.loads((copy / "config.json").read_text())
+    other = "no" if record["precision"] == "bf16" else "bf16"  # as on another kind of machine
+    (copy / "config.json").write_text(json.dumps({**record, "precision": other, "training": {**record["training"], "epochs": 2}}))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", str(copy)])
+    assert stop.value.code == 2 and capsys.readouterr().err.endswith("allow=['precision'], as cucn train does for --precision\n")
+    main(["train", "--resume", str(copy), "--precision=auto"])
+    done = capsys.readouterr().out
+    assert f'precision "{other}" -> ' in done and f"cucn evaluate '{copy}'" in done
+    assert json.loads((copy / "config.json").read_text())["precision"] == record["precision"]
+
+
+def test_a_run_can_be_ended_at_the_epochs_it_has(capsys, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    record = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**record, "training": {**record["training"], "epochs": 8}}))
+    main(["train", "--resume", str(copy), "--epochs", "1"])
+    assert json.loads((copy / "config.json").read_text())["training"]["epochs"] == 1
+    assert "finished: all 1 epochs are done" in complaint(capsys, "train", "--resume", copy)
+
+
 def test_run_made_in_python_needs_its_data_named(capsys, run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

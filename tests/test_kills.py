@@ -75,7 +75,7 @@ def end_of(folder):
         state = load_state(folder / "state.pt")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     state = {**state, "history": untimed(state["history"]), "seconds": 0}
-    with safe_open(folder / "model.safetensors", "pt") as file:  # its header comes in any order
+    with safe_open(folder / "model.safetensors", "pt") as file:
         model = {**file.metadata(), **{name: file.get_tensor(name) for name in file.keys()}}
     return {"state": state, "metrics": untimed(lines), "model": model,
             "config": (folder / "config.json").read_bytes(), "names": sorted(path.name for path in folder.iterdir())}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cucn_nb import augment, backbone, batches, checkpoint, methods, training
+from cucn_nb import augment, backbone, batches, checkpoint, guard, methods, training
 from cucn_nb.checkpoint import load_state, older_state, save_state
 from cucn_nb.cli import main
 from cucn_nb.datasets import FaceDataset
@@ -183,6 +183,73 @@ def test_a_signal_during_the_last_save_is_not_forgotten(tmp_path, monkeypatch, c
     assert f"stopped by {number.name} after the last epoch; all is saved" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_right_after_an_epoch_leaves_its_model(tmp_path, monkeypatch, epoch):
+    """Between the step into the next epoch and its save there is one moment; a slow terminal makes it long."""
+    def say(line, flush):
+        if line.startswith(f"epoch   {epoch}/2"):
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(training.TrainingStopped):
+        patch.setattr(training, "print", lambda line, flush=False, file=None: say(line, flush), raising=False)
+        fit(make(), noise(), noise(), CONFIG, tmp_path / "run")
+    stopped = load_run(tmp_path / "run")
+    assert len(stopped.history) == epoch and stopped.finished == (epoch == 2)
+    state = load_state(tmp_path / "run" / "state.pt")["method"]
+    assert all(torch.equal(value, state[name]) for name, value in stopped.method.state_dict().items())
+
+
+@pytest.mark.parametrize("largest", [1e25, 1e38])
+def test_a_gradient_too_large_to_be_squared_changes_nothing(tmp_path, monkeypatch, largest):
+    """Adam's second moments were infinite from then on, and their parameters never moved again."""
+    original = _Engine.loss
+
+    def steep(engine, step, batch):
+        loss, log = original(engine, step, batch)
+        return loss * (largest if (engine.place.epoch, batch.step) == (1, 1) else 1), log
+
+    monkeypatch.setattr(_Engine, "loss", steep)
+    with pytest.raises(TrainingError, match=r"epoch 2, step 2: the gradient of .*, or its square, is not finite"):
+        train(tmp_path / "run")
+    state = load_state(tmp_path / "run" / "state.pt")
+    moments = [value for kept in state["optimiser"]["state"].values() for value in kept.values()]
+    assert (state["epoch"], state["step"]) == (1, 1) and moments and all(value.isfinite().all() for value in moments)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_scale_of_the_backward_pass_changes_no_bit(monkeypatch, name):
+    scaled = train(None, name=name).method.state_dict()
+    monkeypatch.setattr(guard, "SCALE", 1.0)
+    plain = train(None, name=name).method.state_dict()
+    assert all(torch.equal(value, scaled[key]) for key, value in plain.items())
+
+
+def test_spoilt_parameters_are_not_judged(tmp_path, monkeypatch):
+    """The guard looks at gradients; a last step that is finite and far too long is found by what the network answers."""
+    original = training._train_epoch
+
+    def spoil(engine, folder, stop):
+        original(engine, folder, stop)
+        with torch.no_grad():
+            engine.method.classifier.weight.fill_(3e38)
+
+    monkeypatch.setattr(training, "_train_epoch", spoil)
+    with pytest.raises(ValueError, match="noise/train: the network's answer to 24 of 24 images is not finite: its parameters are spoilt"):
+        train(tmp_path / "run")
+
+
+def test_the_losses_before_a_bad_first_step_are_those_of_the_epoch_before(monkeypatch):
+    original = _Engine.loss
+
+    def bad(engine, step, batch):
+        loss, log = original(engine, step, batch)
+        return loss * (float("nan") if engine.place.epoch == 1 else 1), log
+
+    monkeypatch.setattr(_Engine, "loss", bad)
+    with pytest.raises(TrainingError, match=r"epoch 2, step 1: .*; the losses before it: [0-9.]+, the mean of an epoch\. Go on with a lower"):
+        train(None)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_step_never_waits_for_the_gpu(precision):
@@ -220,16 +287,26 @@ def damage(folder, how):
         config.write_text(config.read_text()[:300])
     elif how == "config.json without data":
         config.write_text(json.dumps({name: value for name, value in json.loads(config.read_text()).items() if name != "data"}))
+    elif how == "config.json no text":
+        config.write_bytes(b"\xff\xfe" + config.read_bytes())
+    elif how == "config.json with words for numbers":
+        config.write_text(config.read_text().replace('"epochs": 1', '"epochs": "1"'))
     elif how == "state without optimiser":
         kept = load_state(state)
         del kept["optimiser"]
         save_state(kept, state)
+    elif how == "state of another method":
+        train(folder.with_name("other"), replace(CONFIG, epochs=1), name="mek")
+        state.write_bytes((folder.with_name("other") / "state.pt").read_bytes())
     return folder
 
 
 @pytest.mark.parametrize(("how", "message"), [
     ("config.json cut", r"config\.json is damaged: "),
-    ("config.json without data", r"config\.json is damaged: 'data' is missing"),
+    ("config.json without data", r"config\.json is damaged: 'data' is missing in it"),
+    ("config.json no text", r"config\.json is damaged: 'utf-8' codec"),
+    ("config.json with words for numbers", r"config\.json is damaged: epochs='1' must be a whole number"),
+    ("state of another method", r"state\.pt does not fit .*config\.json: it is the state of another run \(.*\)$"),
     ("state without optimiser", r"state\.pt is no state of a run: it holds no optimiser"),
 ])
 def test_a_damaged_folder_is_named(tmp_path, how, message):
@@ -239,7 +316,22 @@ def test_a_damaged_folder_is_named(tmp_path, how, message):
         train(tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl"])
+def test_a_file_that_is_missing_or_damaged_is_named_and_can_be_written_again(tmp_path, name):
+    path = tmp_path / "run" / name
+    train(tmp_path / "run")
+    whole = path.read_bytes()
+    for content in (whole[:-20], b"\xff\xfe" + whole):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            load_run(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{name} does not exist: it is written after the first epoch, and written again by fit\(\.\.\., resume=True\)"):
+        load_run(tmp_path / "run")
+    assert train(tmp_path / "run", resume=True).finished and path.read_bytes() == whole and load_run(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]"])
 def test_lost_notes_on_the_machine_are_made_anew(tmp_path, content):
     train(tmp_path / "run", replace(CONFIG, epochs=1))
     path = tmp_path / "run" / "environment.json"
@@ -300,6 +392,25 @@ def test_a_first_step_that_is_bad_leaves_no_untrained_model(tmp_path, monkeypatc
 def test_validation_classes_in_another_order_are_refused():
     with pytest.raises(ValueError, match="give both the same, in the same order"):
         fit(make(), noise(), replace(noise(), classes=tuple("bacdefg")), CONFIG, verbose=False)
+
+
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="file is a file: name a folder for the run"):
+            train(tmp_path / "file", resume=resume)
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 1.5), ("batch_size", 8.0), ("seed", "0")])
+def test_numbers_that_must_be_whole(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be a whole number"):
+        TrainConfig(**{name: value})
+
+
+def test_the_changes_to_allow_are_a_list(tmp_path):
+    train(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"is a text: give a list of names, allow=\['training.lr'\]"):
+        train(tmp_path / "run", replace(CONFIG, lr=0.1), resume=True, allow="training.lr")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0, -1.0])

@@ -41,7 +41,7 @@ class MEK(CrossEntropy):
         super().__init__(num_classes, backbone, map_shape, class_weights)
         if class_weights is None:
             raise ValueError('MEK re-balances by class weights and there are none: use weight_scheme="inverse" or another scheme')
-        if consistency < 0 or not 0 <= epsilon <= 1:
+        if not (0 <= consistency < float("inf") and 0 <= epsilon <= 1):
             raise ValueError(f"consistency={consistency}, epsilon={epsilon}: give at least 0, and a share in 0..1")
         self.consistency, self.epsilon = consistency, epsilon
 
