@@ -177,7 +177,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f'weights file {path} {"is a folder" if path.is_dir() else "does not exist"}: give a file, or "imagenet" to download torchvision\'s')
+        lacks = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f'weights file {path} {lacks}: give a file, or "imagenet" to download torchvision\'s')
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors raise a dozen kinds, all of them mean the same to the reader

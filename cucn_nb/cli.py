@@ -396,7 +396,8 @@ def _judged(folder: Path, source: str | None, split: str) -> tuple[Any, Any, Any
     if _saw_grey(run) and data.images.shape[1] == 3:
         data = datasets.as_grey(data)
     if not run.finished:
-        print(f"note: unfinished: epoch {len(run.history)} of {run.config.epochs} is judged; the training goes on with {how_to_resume(run.record, folder)}")
+        print(f"note: unfinished: epoch {len(run.history)} of {run.config.epochs} is judged; "
+              f"the training goes on with {how_to_resume(run.record, folder)}")
     suffix = "" if split == "test" and source is None else f"-{data.name}-{data.split}" + ("" if source is None else f"-{data.fingerprint()[:8]}")
     return run, data, evaluate(run.method, data), suffix
 
@@ -633,7 +634,8 @@ class Bench:
         from cucn_nb.checkpoint import write_atomic
         from cucn_nb.training import TrainConfig
 
-        if self.batch_size < 2 or self.images % self.batch_size or min(self.image_size - 32, self.images - max(7, 2 * self.batch_size), self.workers) < 0:
+        whole = self.batch_size >= 2 and self.images % self.batch_size == 0 and self.images >= max(7, 2 * self.batch_size)
+        if not whole or self.image_size < 32 or self.workers < 0:
             raise ValueError("a bench needs images of at least 32 pixels, batches of at least 2, two or more whole batches, 7 images or more, "
                              "and 0 or more workers")
         TrainConfig(device=self.device)  # says so now if there is no such device
@@ -686,7 +688,7 @@ def main(arguments: list[str] | None = None) -> None:
         kinds, prog="cucn", args=arguments, use_underscores=False,
         description="Facial expression recognition under uncertainty and class imbalance: CUCN and the methods around it.")
     if isinstance(command, Train):
-        words = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in (sys.argv[1:] if arguments is None else arguments) if word[:2] == "--"}
+        words = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments or sys.argv[1:] if word.startswith("--")}
         command = replace(command, given=tuple(field.name for field in fields(command) if field.name in words))
     name = _name()
     try:

@@ -144,8 +144,8 @@ def evaluate(method: Method, data: FaceDataset, batch_size: int = 256) -> Report
         method.train(was_training)
     answers, doubts = torch.cat(logits), torch.cat(uncertainty)
     if spoilt := int((~(answers.isfinite().all(1) & doubts.isfinite())).sum()):
-        raise ValueError(f"{data.name}/{data.split}: the network's answer to {spoilt} of {len(data)} images is not finite: its parameters are spoilt, "
-                         "train it anew with a lower learning rate")
+        raise ValueError(f"{data.name}/{data.split}: the network's answer to {spoilt} of {len(data)} images is not finite: "
+                         "its parameters are spoilt, train it anew with a lower learning rate")
     facts = {"data": data.name, "split": data.split, "fingerprint": data.fingerprint(), "weights": method.backbone.weights_origin}
     return Report(answers.softmax(1), doubts, data.labels, data.classes, tuple(data.sources), facts,
                   data.votes, data.vote_names, data.blend)

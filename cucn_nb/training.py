@@ -467,7 +467,7 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
     """Go back before a step that was not finite, do it again with every part watched, and say what is wrong with it."""
     place = engine.place
     place.step, place.logs = step, place.logs[:step]
-    losses = ", ".join(f"{log[0]:.4g}" for log in place.logs[-3:]) or ", ".join(f"{entry['loss']:.4g}, the mean of an epoch" for entry in place.history[-1:])
+    before = [f"{log[0]:.4g}" for log in place.logs[-3:]] or [f"{entry['loss']:.4g}, the mean of an epoch" for entry in place.history[-1:]]
     engine.go_to_place()
     plain, batch = TrainingStep(engine.method), next(engine.batches.epoch(place.epoch, step))  # not compiled: its parts can be watched
     engine.guard.before()
@@ -484,7 +484,7 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
     what, listed = next((one for one in found if one[0]), (None, "; ".join(images for _, images in found)))
     return (f"epoch {place.epoch + 1}, step {step + 1}: {what or 'the loss or a gradient'} is not finite; images {listed} of {data.name}/{data.split}"
             f"{'' if what else ' (done again it was, so no layer can be named)'}. The step has changed nothing"
-            + (f"; the losses before it: {losses}" if losses else "") + ". Go on with a lower learning rate or precision float32; "
+            + (f"; the losses before it: {', '.join(before)}" if before else "") + ". Go on with a lower learning rate or precision float32; "
             "if it comes again, the steps before have spoilt the parameters: begin anew with a lower rate")
 
 # %% ../nbs/34_training.ipynb #cc347c3c

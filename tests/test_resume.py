@@ -326,7 +326,7 @@ def test_a_file_that_is_missing_or_damaged_is_named_and_can_be_written_again(tmp
         with pytest.raises(ValueError, match=name):
             load_run(tmp_path / "run")
     path.unlink()
-    with pytest.raises(ValueError, match=rf"{name} does not exist: it is written after the first epoch, and written again by fit\(\.\.\., resume=True\)"):
+    with pytest.raises(ValueError, match=rf"{name} does not exist: .* written again by fit\(\.\.\., resume=True\)"):
         load_run(tmp_path / "run")
     assert train(tmp_path / "run", resume=True).finished and path.read_bytes() == whole and load_run(tmp_path / "run").finished
 
