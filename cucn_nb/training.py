@@ -547,11 +547,7 @@ def _open_folder(out: Path, record: dict[str, Any], engine: _Engine, folder: _Fo
             raise ValueError(f"{out / 'state.pt'} is no state of a run: it holds no {', no '.join(missing)}")
         if (begun := state["epoch"] + (state.get("step", 0) > 0)) > engine.config.epochs:
             raise ValueError(f"{out} has {begun} epochs done or begun, {engine.config.epochs} are asked for: ask for as many or more")
-        try:
-            _restore(engine, state)
-        except (RuntimeError, ValueError, KeyError) as error:  # torch says in many lines which tensors it lacks
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{out / 'state.pt'} does not fit {out / 'config.json'}: it is the state of another run ({reason})") from error
+        _restore(engine, state, out)
         place = {"epoch": engine.place.epoch + 1, "step": engine.place.step}
         began = _read_notes(out / "environment.json", machine)
         other = {name: value for name, value in machine.items() if value != began.get(name)}
@@ -584,9 +580,13 @@ def _read_notes(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
         return dict(otherwise)
 
 
-def _restore(engine: _Engine, state: dict[str, Any]) -> None:
+def _restore(engine: _Engine, state: dict[str, Any], out: Path) -> None:
     """Put a state back. Rates come from the settings and the place, only Adam's moments from the state."""
-    engine.method.load_state_dict(state["method"])
+    try:
+        engine.method.load_state_dict(state["method"])
+    except RuntimeError as error:  # torch says in many lines which tensors it lacks
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{out / 'state.pt'} does not fit {out / 'config.json'}: it is the state of another run ({reason})") from error
     groups = engine.optimiser.state_dict()["param_groups"]
     engine.optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
     for parameter, moments in engine.optimiser.state.items():  # in the order of the parameter's own memory, which fused Adam takes for granted

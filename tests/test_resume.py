@@ -60,7 +60,7 @@ def test_the_memory_format_can_change_in_a_run(tmp_path):
     apart = max(float((value.float() - theirs[name].float()).abs().max()) for name, value in state.items())
     assert apart < 0.02, apart  # sums in another order; moments in the wrong order give 0.5
     engine = _Engine(make(), noise(), replace(CONFIG, channels_last=False))
-    training._restore(engine, load_state(tmp_path / "unchanged" / "state.pt"))
+    training._restore(engine, load_state(tmp_path / "unchanged" / "state.pt"), tmp_path / "unchanged")
     for parameter, moments in engine.optimiser.state.items():
         assert moments["exp_avg"].stride() == parameter.stride()
 
