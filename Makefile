@@ -21,7 +21,7 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	rm -rf runs/demo
-	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch
+	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch --image-size 48 --epochs 22
 	$(BIN)/cucn evaluate runs/demo
 	$(BIN)/cucn report runs/demo
 

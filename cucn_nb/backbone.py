@@ -85,22 +85,35 @@ SMALLEST_IMAGE = 32  # pixels: below this the imagenet stem leaves no map
 class Trunk(ResNet):
     """A torchvision ResNet without pool and classifier; made by `resnet`, which documents the arguments."""
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], stem: str) -> None:
+    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], stem: str, width: int = 64, open_gates: bool = False) -> None:
+        self.width = width
         super().__init__(block, layers)
-        self.channels = self.fc.in_features
+        self.channels = 8 * width * block.expansion
         del self.fc, self.avgpool
         self.weights_origin = "random"
-        if stem == "small":
-            self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+        if stem == "small" or width != 64:
+            kernel = 3 if stem == "small" else 7
+            self.conv1, self.bn1 = nn.Conv2d(3, width, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(width)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        if stem == "small":
             self.maxpool = nn.Identity()
         for module in list(self.modules()):
-            if isinstance(module, CBAM):  # torchvision's constructor has opened the spatial gain: close it again
-                module.reset_parameters()
+            if isinstance(module, AttentiveBasicBlock | AttentiveBottleneck):
+                if width != 64:
+                    module.cbam = CBAM(module.cbam.channels, max(1, 16 * width // 64))
+                module.cbam.reset_parameters()  # torchvision's constructor has opened the spatial gain: close it again
+                if open_gates:
+                    module.cbam.open_gates()
             if isinstance(module, BasicBlock | Bottleneck):
                 for name, conv in list(module.named_children()):
                     if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
                         setattr(module, name, PatchConv2d.take_over(conv))
+
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+        """Make a stage; torchvision asks for 64 planes and their doubles."""
+        if planes == 64:
+            self.inplanes = self.width
+        return super()._make_layer(block, planes * self.width // 64, blocks, stride, dilate)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the last map: normalised images `[B, 3, H, W]`, H and W at least 32 -> `[B, K, h, w]`."""
@@ -110,26 +123,32 @@ class Trunk(ResNet):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 # %% ../nbs/12_backbone.ipynb #9bb2e03a
-def resnet(depth: int = 18, cbam: bool = False, stem: str = "imagenet", weights: str | Path | None = None) -> Trunk:
+def resnet(depth: int = 18, cbam: bool | str = False, stem: str = "imagenet", weights: str | Path | None = None, width: int = 64) -> Trunk:
     """Make a residual network that ends in its last map.
 
     Args:
         depth: 18, 34 or 50 layers.
-        cbam: gate the residual branch of every block by CBAM.
+        cbam: gate the residual branch of every block by CBAM: False, True (closed to about a quarter at the start, as the authors have it) or
+            "open" (near 1 at the start).
         stem: "imagenet" (7x7 stride 2 and a pool: map side about H / 32) or "small" (3x3 stride 2: about H / 16), for images under 100 pixels.
         weights: None for random weights; "imagenet" downloads torchvision's; otherwise a .pth, .pt, .tar or .safetensors file.
+        width: channels of the first stage, a multiple of 16; the paper's network has 64, and files of weights fit no other.
     Returns:
         Module: images `[B, 3, H, W]` -> map `[B, K, h, w]`; `.channels` is K, `.weights_origin` says in words where the weights came from.
     Raises:
-        ValueError: depth or stem is unknown, or the weights do not fit.
+        ValueError: depth, stem, width or cbam is impossible, or the weights do not fit.
     Source: ResNet (He et al., CVPR 2016), table 1; CBAM (ECCV 2018), figure 3; CUCN (arXiv 2212.07751), section II-B.
     """
     if depth not in _SETUPS:
         raise ValueError(f"depth={depth} is unknown: choose one of {', '.join(map(str, _SETUPS))}")
     if stem not in ("imagenet", "small"):
         raise ValueError(f'stem={stem!r} is unknown: choose "imagenet" or "small"')
+    if width < 16 or width % 16:
+        raise ValueError(f"width={width} is no multiple of 16: the paper's network has 64, a light one 16")
+    if cbam not in (False, True, "open"):
+        raise ValueError(f'cbam={cbam!r} is unknown: choose False, True or "open"')
     plain, attentive, layers = _SETUPS[depth]
-    trunk = Trunk(attentive if cbam else plain, layers, stem)
+    trunk = Trunk(attentive if cbam else plain, layers, stem, width, cbam == "open")
     if weights is not None:
         load_trunk(trunk, weights, depth)
     return trunk

@@ -92,6 +92,7 @@ class CBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
         super().__init__()
+        self.channels = channels
         self.channel = ChannelAttention(channels, reduction)
         self.spatial = SpatialAttention(kernel_size)
 
@@ -102,6 +103,13 @@ class CBAM(nn.Module):
                 layer.reset_parameters()
                 nn.init.zeros_(layer.bias)
         self.spatial.reset_parameters()
+
+    def open_gates(self, level: float = 4.0) -> None:
+        """Start near 1 instead, so that the branch passes as if there were no gates: both sigmoids see `level` where they saw 0."""
+        output = self.channel.mlp[2]
+        assert isinstance(output, nn.Linear)
+        nn.init.constant_(output.bias, level / 2)  # it is added twice, for the mean and for the maximum
+        nn.init.constant_(self.spatial.bn.bias, level)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the map: `[B, K, H, W]` -> `[B, K, H, W]`."""

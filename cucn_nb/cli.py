@@ -51,15 +51,19 @@ class Train:
     noise: Annotated[float | None, _optional("FLOAT")] = None  # change each training label with this probability; the run says how many changed
     noise_list: Annotated[Path | None, _optional("FILE")] = None  # take the training labels from a published list of noisy ones
     sampling: Literal["shuffled", "balanced"] = "shuffled"  # each image once an epoch, or each class equally often
-    preset: Literal["scratch", "paper", "raf-db", "mek"] = "scratch"  # random weights and few epochs; as CUCN prints; RUL's for RAF-DB; MEK's
+    preset: Literal["scratch", "paper", "raf-db", "mek"] = "scratch"  # random weights; as CUCN prints; RUL's for RAF-DB; MEK's
     # weights of the classes in the loss: none, inverse, inverse_sqrt or effective; default: inverse for cucn and mek, else none
     weight_scheme: Annotated[Literal["none", "inverse", "inverse_sqrt", "effective"] | None, _optional("SCHEME")] = None
-    cbam: Annotated[Literal["yes", "no"] | None, _optional("{yes,no}")] = None  # gates in the blocks; default: yes for cucn, else no; not for rul
-    consistency: Annotated[float | None, _optional("FLOAT")] = None  # mek: factor of the attention consistency; default: 1.4
+    # gates in the blocks, closed to a quarter at the start or open; default: yes (closed) for cucn, else no; not for rul
+    cbam: Annotated[Literal["yes", "no", "open"] | None, _optional("{yes,no,open}")] = None
+    consistency: Annotated[float | None, _optional("FLOAT")] = None  # mek: factor of the attention consistency; default: 0.07
     epsilon: Annotated[float | None, _optional("FLOAT")] = None  # mek: mass of the smooth labels that other classes get; default: 0.1
     weights: Annotated[str | None, _optional("imagenet|FILE")] = None  # start from "imagenet" (downloads) or from a file; default: random weights
     depth: Literal[18, 34, 50] = 18  # layers of the ResNet
-    stem: Annotated[Literal["imagenet", "small"] | None, _optional("{imagenet,small}")] = None  # default: small for images under 64 pixels
+    # default: small for images under 100 pixels, but imagenet where weights are given
+    stem: Annotated[Literal["imagenet", "small"] | None, _optional("{imagenet,small}")] = None
+    # channels of the first stage, a multiple of 16; default: 16 for preset scratch without weights (a few minutes on two cores), else 64
+    width: Annotated[int | None, _optional("INT")] = None
     epochs: Annotated[int | None, _optional("INT")] = None  # default: the preset's
     batch_size: Annotated[int | None, _optional("INT")] = None  # default: the preset's
     lr: Annotated[float | None, _optional("FLOAT")] = None  # learning rate, the classifier's in proportion; default: the preset's
@@ -95,12 +99,14 @@ class Train:
         facts = _facts(self)
         out.parent.mkdir(parents=True, exist_ok=True)
         train, valid = _read_training(self.data, facts, config.image_size, out.with_name(f"{out.name}-left-out"))
-        settings = {"weight_scheme": self.weight_scheme, "cbam": self.cbam and self.cbam == "yes",
-                 "consistency": self.consistency, "epsilon": self.epsilon}
+        settings = {"weight_scheme": self.weight_scheme, "cbam": {"yes": True, "no": False, "open": "open", None: None}[self.cbam],
+                       "consistency": self.consistency, "epsilon": self.epsilon}
         options = {name: value for name, value in settings.items() if value is not None}
-        stem = self.stem or ("small" if train.image_size < 64 else "imagenet")
+        stem = self.stem or ("small" if train.image_size < 100 and self.weights is None else "imagenet")
+        width = self.width or (16 if self.preset == "scratch" and self.weights is None else 64)
         torch.manual_seed(self.seed)
-        method = methods.create(self.method, train.num_classes, train.counts, train.image_size, self.depth, stem, self.weights, **options)
+        method = methods.create(self.method, train.num_classes, train.counts, train.image_size, self.depth, stem, self.weights, width,
+                                **options)
         _say_data(train, valid)
         fit(method, train, valid, config, out, provenance=facts)
         _finish(out)
@@ -263,7 +269,7 @@ def _whole(folder: Path) -> bool:
     from cucn_nb.training import load_run
 
     try:
-        return load_run(folder).finished
+        return load_run(folder).complete
     except ValueError:
         return False
 
@@ -305,6 +311,7 @@ def _finish(folder: Path) -> None:
     valid = run.record["data"]["valid"]
     line = origin(run, valid["name"], valid["split"], valid["count"], valid["fingerprint"])
     _save_figure(plots.training_curves(run.history), folder / "training.png", line)
+    print(run.progress)
     print(f"wrote {folder}; judge it on the test images with: cucn evaluate {shlex.quote(str(folder))} (where there are none: --split valid)")
 
 # %% ../nbs/53_cli.ipynb #27516a49
@@ -326,7 +333,8 @@ class Evaluate:
 
         _writable("--json", self.json)
         run, data, report, suffix = _judged(self.run, self.data, self.split)
-        summary = {**judge(report), "method": run.method.settings["name"], "epochs": len(run.history), "finished": run.finished,
+        summary = {**judge(report), "method": run.method.settings["name"], "epochs": len(run.history),
+                   "finished": run.progress.finished, "progress": str(run.progress),
                    "seed": run.config.seed, "notes": list(data.notes)}
         text = json.dumps(summary, indent=1) + "\n"
         line = origin(run, data.name, data.split, len(data), summary["fingerprint"])
@@ -334,6 +342,7 @@ class Evaluate:
         print(accuracy_table(summary))
         print(uncertainty_table(summary))
         print(line)
+        print(run.progress)
         write_atomic(self.run / f"evaluation{suffix}.json", text)
         write_atomic(self.run / f"predictions{suffix}.csv", predictions_csv(report))
         title = f"{summary['method']} on {data.name}/{data.split}"
@@ -395,7 +404,7 @@ def _judged(folder: Path, source: str | None, split: str) -> tuple[Any, Any, Any
         raise ValueError(f"{name} has the classes {', '.join(data.classes)}, the run {', '.join(run.classes)}: they must be the same")
     if _saw_grey(run) and data.images.shape[1] == 3:
         data = datasets.as_grey(data)
-    if not run.finished:
+    if not run.complete:
         print(f"note: unfinished: epoch {len(run.history)} of {run.config.epochs} is judged; "
               f"the training goes on with {how_to_resume(run.record, folder)}")
     suffix = "" if split == "test" and source is None else f"-{data.name}-{data.split}" + ("" if source is None else f"-{data.fingerprint()[:8]}")
@@ -438,6 +447,7 @@ class Report:
         run, data, report, suffix = _judged(self.run, self.data, self.split)
         page = write_report(self.run, run, report, data, self.out or self.run / f"report{suffix}.html", self.faces)
         print(f"wrote {page}; open it in a browser, it needs no network")
+        print(run.progress)
 
 # %% ../nbs/53_cli.ipynb #7f4006a2
 @dataclass(frozen=True)

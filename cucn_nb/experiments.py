@@ -7,9 +7,12 @@ __all__ = ['SETTINGS', 'Cell', 'Grid', 'uncertainties', 'divided', 'run', 'seed_
            'read_records']
 
 # %% ../nbs/42_experiments.ipynb #5fbfa3dc
+import hashlib
+import io
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +27,7 @@ from . import datasets, methods, protocols
 from .checkpoint import write_atomic
 from .datasets import FaceDataset
 from .metrics import Report, evaluate, judge, judge_uncertainty
+from .progress import judge_progress, loss_bounds
 from .training import LATER, TrainConfig, fit
 
 # %% ../nbs/42_experiments.ipynb #d57502a4
@@ -33,6 +37,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rul": ("rul", {}),
     "rul+w": ("cucn", {"cbam": False}),
     "cucn": ("cucn", {}),
+    "cucn-open": ("cucn", {"cbam": "open"}),
+    "rul-none": ("rul", {"mixing": "none"}),
+    "rul-half": ("rul", {"mixing": "half"}),
+    "rul-shuffled": ("rul", {"mixing": "shuffled"}),
+    "rul-other": ("rul", {"mixing": "other_labels"}),
     "mek-labels": ("mek", {"consistency": 0.0}),
     "mek-attention": ("mek", {"epsilon": 0.0, "consistency": 0.07}),
     "mek": ("mek", {"consistency": 0.07}),
@@ -63,6 +72,7 @@ class Grid:
     noise: tuple[float, ...] = (0.0,)  # shares of training labels that are changed
     seeds: tuple[int, ...] = (0, 1, 2)  # repetitions
     stem: str = "imagenet"  # of the trunk
+    width: int = 64  # channels of its first stage
     weights: str | None = None  # file of a pretrained trunk, or "imagenet"; None: random
     fraction: float = 0.1  # of the training images, set apart for validation
 
@@ -117,7 +127,9 @@ class _Made:
         name, options = SETTINGS[cell.setting]
         torch.manual_seed(cell.seed)
         data = self.train
-        self.method = methods.create(name, data.num_classes, data.counts, data.image_size, stem=grid.stem, weights=grid.weights, **options)
+        self.method = methods.create(name, data.num_classes, data.counts, data.image_size, stem=grid.stem, weights=grid.weights, width=grid.width,
+                                     **options)
+        self.bounds = loss_bounds(self.method, data.counts, cell.noise)
         settings = self.method.settings
         self.promise = {  # what the record must say
             "cell": asdict(cell), "weights": self.method.backbone.weights_origin, "validation": {"fraction": grid.fraction, "seed": cell.seed},
@@ -126,24 +138,62 @@ class _Made:
             "fingerprints": {name: data.fingerprint() for name, data in (("train", self.train), ("valid", self.valid), ("test", test))}}
 
 
-def _run_cell(made: _Made, folder: Path) -> dict[str, Any]:
+def _share_spread(sigma: torch.Tensor) -> float:
+    """Standard deviation of the share of a face in a pair drawn at random; 0 where sigma says nothing."""
+    log_sigma = sigma.double().log()
+    partner = torch.randperm(len(sigma), generator=torch.Generator().manual_seed(0))
+    return float(torch.sigmoid(log_sigma - log_sigma[partner]).std())
+
+
+def _keep_answers(reports: dict[str, Report], path: Path) -> dict[str, str]:
+    """Write what a network said about every image, so that later questions need no training; returns what the record says of the file."""
+    kept: dict[str, np.ndarray] = {}
+    for split, report in reports.items():
+        kept[f"{split}_log_probability"] = report.probabilities.clamp(min=1e-12).log().numpy().astype(np.float16)
+        kept[f"{split}_uncertainty"] = report.uncertainty.numpy().astype(np.float16)
+        kept[f"{split}_label"] = report.labels.numpy().astype(np.uint8)
+        rows = [re.fullmatch(r".* (\d+)", source) for source in report.sources]  # such as "fer2013.csv row 17"
+        kept[f"{split}_row"] = np.array([k if row is None else int(row[1]) for k, row in enumerate(rows)], np.int32)
+    file = io.BytesIO()
+    np.savez_compressed(file, **kept)  # type: ignore[arg-type]
+    write_atomic(path, file.getvalue())
+    return {"file": path.name, "sha256": hashlib.sha256(file.getvalue()).hexdigest()}
+
+
+def _run_cell(made: _Made, folder: Path, answers: Path) -> dict[str, Any]:
     """Train and judge a cell; one that was cut off goes on after its last saved step; before the first save it begins again."""
     if not any(folder.glob("state*.pt")):  # nothing that could be gone on with; the lock says that nobody is at it
         shutil.rmtree(folder, ignore_errors=True)
     provenance = {"validation": made.promise["validation"]}
     run = fit(made.method, made.train, made.valid, made.config, folder, resume=folder.exists(), provenance=provenance, verbose=False)
-    report = evaluate(run.method, made.test)
+    reports = {split: evaluate(run.method, data) for split, data in (("train", made.train), ("valid", made.valid), ("test", made.test))}
+    report, seen = reports["test"], reports["train"].summary()
     return {"cell": made.promise["cell"], "method": made.promise["method"], "weights": run.record["weights"], "training": run.record["training"],
             "precision": run.record["precision"], **provenance, "data": run.record["data"],
             "environment": json.loads((folder / "environment.json").read_text("utf-8")),
             "seconds": sum(epoch["seconds"] for epoch in run.history), "history": run.history,
+            "bounds": list(made.bounds),
             "evaluation": judge(report), "divided": divided(report, made.train.counts),
-            "uncertainties": uncertainties(report), "valid_uncertainties": uncertainties(evaluate(run.method, made.valid))}
+            "uncertainties": uncertainties(report), "valid_uncertainties": uncertainties(reports["valid"]),
+            "train_uncertainties": uncertainties(reports["train"]),
+            "train": {name: seen[name] for name in ("loss", "overall", "mean", "worst", "recall")},
+            "share_spread": _share_spread(reports["train"].uncertainty) if made.method.mixes else None,
+            "answers": _keep_answers(reports, answers)}
 
 # %% ../nbs/42_experiments.ipynb #6377ccc0
 def _as_text(record: dict[str, Any]) -> str:
     """Write a record as JSON, a list of numbers on one line."""
     return re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\s+", " ", row[0]), json.dumps(record, indent=1)) + "\n"
+
+
+def _with_verdict(record: dict[str, Any]) -> dict[str, Any]:
+    """Add whether the training had stopped improving, by the rule as it is now and not as it was when the record was made."""
+    bounds = record.get("bounds")
+    if bounds is None:  # a record from before the rule; a small network has the same loss
+        same = {**record["method"], "weights": None, "image_size": 48, "stem": "small", "width": 16}
+        bounds = loss_bounds(methods.create(**same), record["data"]["train"]["counts"], record["cell"]["noise"])
+    progress = judge_progress(record["history"], record["training"]["epochs"], tuple(bounds))
+    return {**record, "finished": progress.finished, "progress": str(progress)}
 
 
 def _checked(path: Path, made: _Made) -> dict[str, Any]:
@@ -161,20 +211,22 @@ def _checked(path: Path, made: _Made) -> dict[str, Any]:
         del has[key], wanted[key]
     if different := [f"{key} {has.get(key)!r}, wanted {wanted.get(key)!r}" for key in {**wanted, **has} if has.get(key) != wanted.get(key)]:
         raise ValueError(f"{path} was made otherwise ({'; '.join(different)}): move it away, or take another folder for results")
-    return record
+    return _with_verdict(record)
 
 
-def run(grid: Grid, results: str | Path, work: str | Path, part: tuple[int, int] = (1, 1), say: Callable[[str], Any] = print) -> list[dict[str, Any]]:
+def run(grid: Grid, results: str | Path, work: str | Path, part: tuple[int, int] = (1, 1), say: Callable[[str], Any] = print,
+        until: float = float("inf")) -> list[dict[str, Any]]:
     """Run the cells of a grid that have no record yet.
 
     Args:
         grid: what to run.
-        results: folder of the records, one `CELL.json` each.
+        results: folder of the records, one `CELL.json` each, with what the network said about every image in `CELL.npz`.
         work: folder for unfinished runs; processes that share the work share it.
         part: (i, n) runs every n-th cell from the i-th on, i from 1: the jobs of a cluster.
         say: is told each finished or skipped cell in a line.
+        until: a time as `time.time()` counts it; a cell that would likely end later, by the longest one so far, is not begun.
     Returns:
-        The records of this part, in the grid's order; without those that another process is at.
+        The records of this part, in the grid's order; without those that another process is at, or for which no time was left.
     Raises:
         ValueError: a record is damaged or was made otherwise, an unfinished run was begun otherwise, or the part is none.
         DataError: the images cannot be read.
@@ -189,16 +241,22 @@ def run(grid: Grid, results: str | Path, work: str | Path, part: tuple[int, int]
     results.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     whole, test = (datasets.read(grid.source, split, grid.config.image_size) for split in ("train", "test"))
+    longest = 0.0
     for cell in grid.cells()[index - 1::of]:
+        began = time.time()
         path, made = results / f"{cell.name}.json", _Made(grid, cell, whole, test)
         try:
             with FileLock(work / f"{cell.name}.lock", timeout=0):
                 if found := path.exists():
                     say(f"{cell.name}: has a record")
+                elif began + 1.2 * longest > until:
+                    say(f"{cell.name}: no time is left")
+                    continue
                 else:
-                    write_atomic(path, _as_text(_run_cell(made, work / cell.name)))
+                    write_atomic(path, _as_text(_run_cell(made, work / cell.name, path.with_suffix(".npz"))))
                 records.append(_checked(path, made))
                 if not found:
+                    longest = max(longest, time.time() - began)
                     say(f"{cell.name}: done")
         except Timeout:
             say(f"{cell.name}: another process is at it")
@@ -256,13 +314,16 @@ def rows(records: Sequence[dict[str, Any]], name: str, baseline: str) -> dict[st
         baseline: setting that the others are compared with.
     Returns:
         By setting, in the order of SETTINGS: "seeds" (how many), "mean", "half" (of its interval), "pairs" (seeds that the baseline has too),
-        "gain" over the baseline in these, "gain_half", and "clear": whether the interval of the gain leaves out 0. None where it cannot be said.
+        "gain" over the baseline in these, "gain_half", "finished": whether all trainings of the setting and of the baseline had stopped
+        improving (`cucn_nb.progress`), and "clear": whether the interval of the gain leaves out 0. None where it cannot be said, and of
+        unfinished trainings nothing is said.
     Raises:
         ValueError: the records are of several data sets or noise rates, or a cell is there twice.
     """
     if len({(r["cell"]["noise"], r["evaluation"]["fingerprint"]) for r in records}) > 1:
         raise ValueError("the records are of several noise rates or test sets: average one at a time")
     values: dict[str, dict[int, float | None]] = {}
+    unfinished = {r["cell"]["setting"] for r in records if not r["finished"]}
     for r in records:
         seeds = values.setdefault(r["cell"]["setting"], {})
         if r["cell"]["seed"] in seeds:
@@ -275,8 +336,10 @@ def rows(records: Sequence[dict[str, Any]], name: str, baseline: str) -> dict[st
         mean, half = seed_interval(list(known.values())) if known else (None, None)
         gains = [known[seed] - base[seed] for seed in sorted(known.keys() & base.keys())] if setting != baseline else []
         gain, gain_half = seed_interval(gains) if gains else (None, None)
-        clear = None if gain is None or gain_half is None else bool(abs(gain) > gain_half)
-        found[setting] = {"seeds": len(known), "mean": mean, "half": half, "pairs": len(gains), "gain": gain, "gain_half": gain_half, "clear": clear}
+        finished = unfinished.isdisjoint({setting, baseline})
+        clear = None if gain is None or gain_half is None or not finished else bool(abs(gain) > gain_half)
+        found[setting] = {"seeds": len(known), "mean": mean, "half": half, "pairs": len(gains), "gain": gain, "gain_half": gain_half,
+                          "finished": finished, "clear": clear}
     return found
 
 # %% ../nbs/42_experiments.ipynb #5ad91918
@@ -286,7 +349,8 @@ def table(records: Sequence[dict[str, Any]], names: dict[str, str], baseline: st
     Args:
         records: of one data set and one noise rate.
         names: heading of each column -> number, as `measure` takes it.
-        baseline: setting that the others are compared with; a gain whose interval leaves out 0 is in bold.
+        baseline: setting that the others are compared with; a gain whose interval leaves out 0 is in bold, and there is none where a
+            training of the two settings was not finished.
         scale: factor on all numbers, 100 for percent.
         digits: after the point.
     Returns:
@@ -306,6 +370,7 @@ def table(records: Sequence[dict[str, Any]], names: dict[str, str], baseline: st
             row = column[setting]
             gain = "" if setting == baseline else number(row["gain"], row["gain_half"], "+")
             gain += f" ({row['pairs']} seeds)" if 0 < row["pairs"] < row["seeds"] else ""
+            gain = gain if row["finished"] or not gain else "not finished"
             parts += [number(row["mean"], row["half"]), f"**{gain}**" if row["clear"] else gain]
         lines.append(f"| {setting} | {first['seeds']} | " + " | ".join(parts) + " |")
     return "\n".join(lines)
@@ -318,9 +383,9 @@ def read_records(folder: str | Path, noise: float | None = None) -> list[dict[st
         folder: where `run` has written them.
         noise: only those of this noise rate; None takes all.
     Returns:
-        The records, by setting, noise and seed; none if the folder holds none.
+        The records, by setting, noise and seed, each with "finished" and "progress"; none if the folder holds none.
     """
-    found = [json.loads(path.read_text("utf-8")) for path in Path(folder).glob("*-noise*-seed*.json")]
+    found = [_with_verdict(json.loads(path.read_text("utf-8"))) for path in Path(folder).glob("*-noise*-seed*.json")]
     order = {name: place for place, name in enumerate(SETTINGS)}
     found.sort(key=lambda r: (order[r["cell"]["setting"]], r["cell"]["noise"], r["cell"]["seed"]))
     return [r for r in found if noise is None or r["cell"]["noise"] == noise]

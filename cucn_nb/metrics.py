@@ -96,12 +96,18 @@ class Report:
         """Largest recall of a class that is present."""
         return max(r for r in self.recall if r is not None)
 
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of the answers in nats, no class weighted; a probability below 1e-12 counts as 1e-12."""
+        own = self.probabilities.gather(1, self.labels[:, None]).double()
+        return float(-own.clamp(min=1e-12).log().mean())
+
     def summary(self) -> dict[str, Any]:
         """Collect the numbers of an `evaluation.json`: plain values only."""
         right = self.probabilities.argmax(1) == self.labels
         level = {name: float(self.uncertainty[rows].mean()) if bool(rows.any()) else None
                  for name, rows in [("mean_right", right), ("mean_wrong", ~right)]}
-        return {"overall": self.overall, "mean": self.mean, "worst": self.worst, "best": self.best,
+        return {"loss": self.loss, "overall": self.overall, "mean": self.mean, "worst": self.worst, "best": self.best,
                 "recall": dict(zip(self.classes, self.recall, strict=True)), "confusion": self.confusion.tolist(), "ece": self.ece,
                 "uncertainty": {"mean": float(self.uncertainty.mean()), **level}, "count": len(self.labels), **self.data}
 

@@ -59,8 +59,8 @@ def _notes(run: Run, report: Report, judged: Mapping[str, Any]) -> list[str]:
     name, split = judged["data"], judged["split"]
     notes = [f"T{RENDERED[1:]}."] if name == "faces" else []
     length = f"{len(run.history)} {'epoch' if len(run.history) == 1 else 'epochs'}"
-    if not run.finished:
-        notes.append(f"The training is not finished: {length} of {run.config.epochs}.")
+    progress = str(run.progress)
+    notes.append(f"{progress[0].upper()}{progress[1:]}.")
     notes.append(f"One training, seed {run.config.seed}, {length} from {run.method.backbone.weights_origin} weights; "
                  "the last epoch is judged, nothing was selected. Another seed gives other numbers.")
     if split != "test":
@@ -279,7 +279,8 @@ def compare(folders: Sequence[str | Path], split: str = "test") -> str:
     if len(about) > 1:
         judged_on = [f"{h} was judged on {n['data']}/{n['split']} {n['fingerprint']}" for h, n in zip(heads, numbers, strict=True)]
         lines += ["", "NOT THE SAME IMAGES: " + "; ".join(judged_on)]
-    lines += ["", "Intervals: bootstrap over the judged images, one training each; the spread between seeds is not in them."]
+    lines += [""] + [f"{head}: {n['progress']}" for head, n in zip(heads, numbers, strict=True) if "progress" in n]
+    lines += ["Intervals: bootstrap over the judged images, one training each; the spread between seeds is not in them."]
     return "\n".join(lines)
 
 # %% ../nbs/51_report.ipynb #d6b2f0e6

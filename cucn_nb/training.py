@@ -37,6 +37,7 @@ from .datasets import FaceDataset
 from .guard import FiniteGuard, Interruption, StopRequested, find_non_finite, interactive
 from .methods import Method
 from .metrics import evaluate
+from .progress import Progress, judge_progress, loss_bounds
 from .uncertainty import draw_partner
 
 # %% ../nbs/34_training.ipynb #07e045e2
@@ -48,12 +49,13 @@ class TrainConfig:
     recipe; "scratch" ours, for random weights.
     """
 
-    epochs: int = 8  # passes over the training images
-    batch_size: int = 64  # images a step, over all processes
+    epochs: int = 30  # passes over the training images
+    batch_size: int = 32  # images a step, over all processes
     lr: float = 2e-3  # Adam's rate for trunk and heads; the largest, where the schedule is one cycle
     classifier_lr: float = 2e-3  # Adam's rate for the classifier
     weight_decay: float = 1e-4  # Adam's, added to the gradient
     schedule: str = "one_cycle"  # "one_cycle" (each step) or "exponential" (times 0.9 after each epoch)
+    warm_up: float = 0.15  # share of the steps in which one cycle climbs to the largest rate
     augmentation: Augmentation = Augmentation(flip=0.5, shift=0.08)  # what happens to training images
     sampling: str = "shuffled"  # "shuffled" (every image once an epoch) or "balanced" (as many draws, each class equally likely)
     image_size: int | None = None  # side in pixels that the data is to be read at; None leaves it as it is
@@ -76,6 +78,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr", "classifier_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
+        if not 0 < self.warm_up < 1:
+            raise ValueError(f"warm_up={self.warm_up} is no share of the steps: give a number between 0 and 1")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError('device="cuda", but there is no CUDA device: use "auto" or "cpu"')
 
@@ -165,7 +169,8 @@ def _make_optimiser(method: Method, config: TrainConfig, steps_per_epoch: int) -
     """Make Adam over the method's groups, and the schedule, which is stepped after every batch."""
     optimiser = torch.optim.Adam(method.parameter_groups(config.lr, config.classifier_lr), weight_decay=config.weight_decay, fused=True)
     if config.schedule == "one_cycle":
-        return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, [config.lr, config.classifier_lr], config.epochs * steps_per_epoch)
+        return optimiser, torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, [config.lr, config.classifier_lr], config.epochs * steps_per_epoch, pct_start=config.warm_up)
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.9 ** (step // steps_per_epoch))
 
 # %% ../nbs/34_training.ipynb #25f9cbe4
@@ -180,9 +185,17 @@ class Run:
     record: dict[str, Any]  # what config.json holds: method, training, data
 
     @property
-    def finished(self) -> bool:
+    def complete(self) -> bool:
         """Whether all epochs are done."""
         return len(self.history) >= self.config.epochs
+
+    @property
+    def progress(self) -> Progress:
+        """What the curves say about the end: whether the training had stopped improving."""
+        counts = torch.tensor(self.record["data"]["train"]["counts"])
+        counts = (counts > 0).long() if self.config.sampling == "balanced" else counts  # what the training saw of each class
+        noise = self.record.get("protocol", {}).get("noise") or 0.0
+        return judge_progress(self.history, self.config.epochs, loss_bounds(self.method, counts, noise))
 
 
 class TrainingError(RuntimeError):
@@ -243,7 +256,10 @@ class _Engine:
             return random_stream(self.config.seed, purpose + self.of_process, self.place.epoch, batch.step)
 
         images = augment(batch.images, self.config.augmentation, stream("augment")).contiguous(memory_format=self.memory_format)
-        partner = to_device(draw_partner(len(images), stream("pairs")), images.device) if self.method.mixes else None
+        partner = None
+        if self.method.mixes:
+            drawn = draw_partner(len(images), stream("pairs"), batch.labels if self.method.other_labels else None)
+            partner = to_device(drawn, images.device)
         torch.manual_seed(stream("dropout").initial_seed())
         return step(images, batch.labels, partner)
 
@@ -299,7 +315,7 @@ def _end_epoch(engine: _Engine, valid: FaceDataset, images: int, verbose: bool) 
     """Judge the validation images and step into the next epoch."""
     place, report = engine.place, evaluate(engine.method, valid)
     log, summary = dict(zip(place.names, torch.stack(place.logs).mean(0).tolist(), strict=True)), report.summary()
-    entry = {"epoch": place.epoch + 1, **log, "valid": {k: summary[k] for k in ("overall", "mean", "worst", "best", "recall", "ece")},
+    entry = {"epoch": place.epoch + 1, **log, "valid": {k: summary[k] for k in ("loss", "overall", "mean", "worst", "best", "recall", "ece")},
              "seconds": round(place.seconds, 3), "images_per_second": round(images / place.seconds, 1)}
     engine.place = _Place(place.epoch + 1, history=[*place.history, entry])
     if verbose and engine.accelerator.is_main_process:
@@ -323,7 +339,7 @@ def fit(method: Method, train: FaceDataset, valid: FaceDataset, config: TrainCon
         allow: settings that a resumed run may change, such as "training.lr".
         save_seconds: time between two saves within an epoch; 0 saves after every step.
     Returns:
-        The run, its method in evaluation mode; finished, unless somebody pressed Ctrl-C in a notebook.
+        The run, its method in evaluation mode; complete, unless somebody pressed Ctrl-C in a notebook.
     Raises:
         ValueError: method and data do not fit, `out` already holds a run, it was begun with other settings, or classes without images were to be
             drawn.
@@ -452,8 +468,8 @@ def _make_record(engine: _Engine, train: FaceDataset, valid: FaceDataset, proven
 def _stopped(stop: Interruption, engine: _Engine, folder: _Folder, run: Run) -> Run:
     """Say where the run was stopped; a notebook gets it back, a command ends."""
     number = stop.signal or signal.SIGTERM  # another process may have had it
-    where = "after the last epoch" if run.finished else f"in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}"
-    fate = "all is saved" if run.finished else f"saved; go on with {how_to_resume(run.record, folder.path)}"
+    where = "after the last epoch" if run.complete else f"in epoch {engine.place.epoch + 1} after step {engine.place.step} of {engine.batches.steps}"
+    fate = "all is saved" if run.complete else f"saved; go on with {how_to_resume(run.record, folder.path)}"
     if folder.path is None or folder.error:
         fate = f"it could not be saved ({folder.error})" if folder.error else "nothing is saved, since fit was given no folder"
     if engine.accelerator.is_main_process:
@@ -489,11 +505,11 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
 
 # %% ../nbs/34_training.ipynb #cc347c3c
 LATER: dict[str, Any] = {  # settings that older records lack, and what was done then
-    "sampling": "shuffled", "channels_last": True, "compile": False, "sync_batchnorm": False}
+    "warm_up": 0.3, "sampling": "shuffled", "channels_last": True, "compile": False, "sync_batchnorm": False}
 
 # %% ../nbs/34_training.ipynb #ae943603
 CHANGEABLE = ("precision", *(f"training.{name}" for name in (  # what `fit` can be allowed to change
-    "epochs", "lr", "classifier_lr", "weight_decay", "schedule", "augmentation", "device", "precision", "channels_last", "compile")))
+    "epochs", "lr", "classifier_lr", "weight_decay", "schedule", "warm_up", "augmentation", "device", "precision", "channels_last", "compile")))
 
 
 def _differences(known: Any, asked: Any, name: str = "") -> dict[str, list[Any]]:

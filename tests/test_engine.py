@@ -35,7 +35,7 @@ def test_odd_batches_train_every_image_once(name, kind):
     method = methods.create(name, counts=torch.full((7,), 10), image_size=32)
     before = method.classifier.weight.detach().clone()
     run = fit(method, data, data, TrainConfig(epochs=1, batch_size=batch_size, device="cpu", precision="float32"), verbose=False)
-    assert run.finished and not torch.equal(before, method.classifier.weight)
+    assert run.complete and not torch.equal(before, method.classifier.weight)
     assert all(value.isfinite().all() for value in method.state_dict().values())
     recall = run.history[0]["valid"]["recall"]
     assert [recall[c] is None for c in data.classes] == (data.counts == 0).tolist()  # a class without images has no recall

@@ -156,9 +156,9 @@ def test_a_run_from_before_the_choice_of_sampling_loads_and_resumes(few, tmp_pat
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["faces"], "faces takes --trunk"), (["fer2013"], "fer2013 takes --data"), (["faces", "--trunk", "x", "--part", "3/2"], "give I/N"),
-    (["faces", "--trunk", "x", "--part", "0/0"], "give I/N"), (["faces", "--trunk", "x", "--seeds", "0"], "--seeds"),
-    (["faces", "--trunk", "x", "--epochs", "-1"], "--epochs")])
+    (["faces", "--data", "x"], "the other grids take none"), (["fer2013"], "fer2013 takes --data"), (["faces", "--part", "3/2"], "give I/N"),
+    (["faces", "--part", "0/0"], "give I/N"), (["faces", "--seeds", "0"], "--seeds"),
+    (["faces", "--epochs", "-1"], "--epochs")])
 def test_the_tool_says_what_is_wrong(arguments, message, load, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run_experiments.py", *arguments])
     with pytest.raises(SystemExit):

@@ -267,7 +267,7 @@ def test_whatever_write_fails_the_old_state_stays(tmp_path, whole, record, every
         try:
             train(tmp_path / "run", "cross_entropy")
         except TrainingError as error:
-            assert "the last save failed" in str(error) and error.run.finished
+            assert "the last save failed" in str(error) and error.run.complete
     assert len(failed) >= 2 and len([w for w in heard if "could not be written" in str(w.message)]) == len(failed)
     assert load_state(tmp_path / "run" / "state.pt")["epoch"] >= 1
     train(tmp_path / "run", "cross_entropy")

@@ -1,12 +1,16 @@
 """The book's tables come from the records: change a record, and the table changes."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+
+from cucn_nb.experiments import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "book" / "21_tables.ipynb"
@@ -24,7 +28,7 @@ def test_a_changed_record_changes_the_table(tmp_path):
     shutil.copytree(ROOT / "results", tmp_path / "results")
     (tmp_path / "book").mkdir()
     stored = nbformat.read(TABLES, as_version=4)
-    record = sorted((tmp_path / "results" / "experiments" / "faces").glob("cross_entropy-noise0-seed*.json"))[0]
+    record = sorted((tmp_path / "results" / "experiments" / "faces-5").glob("cross_entropy-noise0-seed*.json"))[0]
     changed = json.loads(record.read_text("utf-8"))
     for name in ("mean", "overall"):  # equal on a balanced test set; a little less, so that what the chapter says of its numbers still holds
         changed["evaluation"][name] -= 0.01
@@ -42,3 +46,23 @@ def test_a_changed_record_changes_the_table(tmp_path):
     old = next(line for line in before[differing[1]].splitlines() if line.startswith("| cross_entropy |"))
     assert row.split("|")[3] != old.split("|")[3], "the mean of the first table over seeds"
     assert "12.34" in after[differing[0]] and "12.34" not in before[differing[0]]
+
+
+def test_the_rule_tells_short_trainings_from_long_ones():
+    folder = ROOT / "results" / "experiments"
+    assert not any(r["finished"] for name in ("faces-5", "fer2013-8") for r in read_records(folder / name))
+    long = read_records(folder / "faces")
+    assert len(long) > 0
+    for r in long:
+        assert r["training"]["epochs"] == 30 and r["finished"], (r["cell"], r["progress"])
+
+
+def test_kept_answers_give_the_numbers_of_their_records():
+    for path in sorted((ROOT / "results" / "experiments").glob("*/*.npz")):
+        record = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == record["answers"]["sha256"]
+        with np.load(path, allow_pickle=False) as kept:
+            right = kept["test_log_probability"].astype(np.float32).argmax(1) == kept["test_label"]
+            assert abs(right.mean() - record["evaluation"]["overall"]) < 0.002  # equal in float16 they may be
+            assert [len(kept[f"{split}_row"]) for split in ("train", "valid", "test")] == [
+                *(record["data"][split]["count"] for split in ("train", "valid")), record["evaluation"]["count"]]

@@ -164,7 +164,7 @@ def test_a_run_without_a_folder_does_not_ask_to_be_saved_in_every_step(monkeypat
     clock = iter(range(0, 10**6, 25))  # 25 seconds each time that somebody looks
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), perf_counter=time.perf_counter))
     run = train(None, replace(CONFIG, batch_size=4))
-    assert run.finished and 3 <= len(asked) <= 6  # of 12 steps
+    assert run.complete and 3 <= len(asked) <= 6  # of 12 steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -179,7 +179,7 @@ def test_a_signal_during_the_last_save_is_not_forgotten(tmp_path, monkeypatch, c
     monkeypatch.setattr(training._Folder, "save", save)
     with pytest.raises(training.TrainingStopped) as stopped:
         train(tmp_path / "run")
-    assert stopped.value.code == 128 + number and stopped.value.run.finished and load_run(tmp_path / "run").finished
+    assert stopped.value.code == 128 + number and stopped.value.run.complete and load_run(tmp_path / "run").complete
     assert f"stopped by {number.name} after the last epoch; all is saved" in capsys.readouterr().err
 
 
@@ -194,7 +194,7 @@ def test_a_signal_right_after_an_epoch_leaves_its_model(tmp_path, monkeypatch, e
         patch.setattr(training, "print", lambda line, flush=False, file=None: say(line, flush), raising=False)
         fit(make(), noise(), noise(), CONFIG, tmp_path / "run")
     stopped = load_run(tmp_path / "run")
-    assert len(stopped.history) == epoch and stopped.finished == (epoch == 2)
+    assert len(stopped.history) == epoch and stopped.complete == (epoch == 2)
     state = load_state(tmp_path / "run" / "state.pt")["method"]
     assert all(torch.equal(value, state[name]) for name, value in stopped.method.state_dict().items())
 
@@ -328,7 +328,7 @@ def test_a_file_that_is_missing_or_damaged_is_named_and_can_be_written_again(tmp
     path.unlink()
     with pytest.raises(ValueError, match=rf"{name} does not exist: .* written again by fit\(\.\.\., resume=True\)"):
         load_run(tmp_path / "run")
-    assert train(tmp_path / "run", resume=True).finished and path.read_bytes() == whole and load_run(tmp_path / "run").finished
+    assert train(tmp_path / "run", resume=True).complete and path.read_bytes() == whole and load_run(tmp_path / "run").complete
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]"])

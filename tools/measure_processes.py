@@ -38,7 +38,7 @@ def main() -> None:
                 launcher = [BIN / "torchrun", "--standalone", "--nproc_per_node", str(processes), "--no-python"] if processes > 1 else []
                 subprocess.run([*launcher, *TRAIN, "--seed", str(seed), "--epochs", str(arguments.epochs), "--out", out], check=True)
                 run = training.load_run(out)
-                assert run.finished and run.record["processes"] == processes
+                assert run.complete and run.record["processes"] == processes
                 found[name].append(metrics.evaluate(run.method, test).mean)
                 print(seed, name, found[name][-1], flush=True)
     mean, half = seed_interval([b - a for a, b in zip(found["one"], found["two"], strict=True)])

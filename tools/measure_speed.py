@@ -83,7 +83,7 @@ def augmentation(image_size: int, batch_size: int, device: str, repeat: int = 15
 
 def accuracy(device: str, seeds: int = 8) -> dict[str, Any]:
     """Mean recall on the embedded test faces at 48 pixels, slow and fast, paired by seed."""
-    config = TrainConfig.preset("scratch", device=device)
+    config = TrainConfig.preset("scratch", epochs=8, batch_size=64, device=device)
     slow, fast = replace(config, precision="float32", channels_last=False), replace(config, precision="bf16")
     whole, test = (datasets.read("faces", split, image_size=48) for split in ("train", "test"))
     found: dict[str, list[float]] = {"slow": [], "fast": []}
@@ -107,30 +107,46 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[32], help="the same")
     parser.add_argument("--compile", action="store_true", help="our side of the pairs is compiled")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; the rest of the record stays")
+    parser.add_argument("--missing", action="store_true", help="measure only what the record does not hold yet")
     parser.add_argument("--record", type=Path, default=ROOT / "results" / "speed.json")
     arguments = parser.parse_args()
     device, sizes = arguments.device, list(itertools.product(arguments.image_size, arguments.batch_size))
     record = json.loads(arguments.record.read_text("utf-8")) if arguments.record.exists() else {}
+
+    def keep() -> None:  # after each part, so that one who stops it loses nothing
+        write_atomic(arguments.record, json.dumps(record, indent=1) + "\n")
+
+    def lacks(part: str) -> bool:
+        return part in arguments.parts and not (arguments.missing and part in record)
+
     with tempfile.TemporaryDirectory() as temporary:
-        if "pairs" in arguments.parts:
+        if "pairs" in arguments.parts and not arguments.missing:
             record["pairs"] = []
-        for method, (image_size, batch_size) in itertools.product(("rul", "cucn"), sizes if "pairs" in arguments.parts else []):
+        held = {(pair["method"], pair["image_size"], pair["batch_size"]) for pair in record.get("pairs", [])}
+        for (image_size, batch_size), method in itertools.product(sizes if "pairs" in arguments.parts else [], ("rul", "cucn")):
+            if (method, image_size, batch_size) in held:
+                continue
             folder = Path(temporary) / f"{method} {image_size} {batch_size}"
             pair = bench.compare(folder, method, image_size, batch_size, device, images=16 * batch_size, repeat=15,
                                  options={"compile": arguments.compile})
             print(bench.as_text(pair), flush=True)
-            record["pairs"].append(pair)
+            record.setdefault("pairs", []).append(pair)
+            keep()
         for method in ("rul", "cucn") if "switches" in arguments.parts else ():
+            if arguments.missing and method in record.get("switches", {}):
+                continue
             rows = switches(Path(temporary) / f"{method} switches", method, *sizes[0], device, repeat=5)
             print(*((row["switch"], round(row["median"], 3)) for row in rows), flush=True)
             record["switches"] = {**record.get("switches", {}), method: rows}
-    if "augmentation" in arguments.parts:
+            keep()
+    if lacks("augmentation"):
         record["augmentation"] = [augmentation(*size, device) for size in (sizes[0], (64, 64))]
         for row in record["augmentation"]:
             print({name: round(1000 * statistics.median(values), 1) for name, values in row["seconds"].items()}, flush=True)
-    if "accuracy" in arguments.parts:
+        keep()
+    if lacks("accuracy"):
         record["accuracy"] = {**accuracy(device), "environment": training.environment(device)}
-    write_atomic(arguments.record, json.dumps(record, indent=1) + "\n")
+        keep()
 
 
 if __name__ == "__main__":

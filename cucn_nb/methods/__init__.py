@@ -56,7 +56,7 @@ def weights_from_counts(scheme: str, counts: Tensor | Sequence[int] | None, num_
 
 # %% ../../nbs/29_registry.ipynb #58eb1af7
 def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | None = None, image_size: int = 224, depth: int = 18,
-           stem: str = "imagenet", weights: str | Path | None = None, **options: Any) -> Method:
+           stem: str = "imagenet", weights: str | Path | None = None, width: int = 64, **options: Any) -> Method:
     """Make a method by name.
 
     Args:
@@ -67,8 +67,10 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
         depth: layers of the ResNet: 18, 34 or 50.
         stem: "imagenet", or "small" for images under 100 pixels.
         weights: None for random weights, "imagenet" to download torchvision's, or a file.
-        options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (cross_entropy and mek: False, cucn: True), and for
-            mek `consistency` (1.4) and `epsilon` (0.1).
+        width: channels of the trunk's first stage; 64 is the paper's network, 16 a light one for small images and few cores.
+        options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (cross_entropy and mek: False, cucn: True; "open" opens
+            its gates at the start), for rul and cucn `mixing` ("learned"; controls in `cucn_nb.uncertainty.MIXINGS`), for mek `consistency` (0.07)
+            and `epsilon` (0.1).
     Returns:
         The method, in training mode; `.settings` holds these arguments, JSON-able.
     Raises:
@@ -83,11 +85,12 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
         raise ValueError(f"{name} has no option {', '.join(foreign)}: it takes {', '.join(kind.options) or 'none'}")
     chosen = {**kind.options, **options}
     per_class = weights_from_counts(chosen.get("weight_scheme", "none"), counts, num_classes)
-    trunk = resnet(depth, cbam=chosen.get("cbam", False), stem=stem, weights=weights)
+    trunk = resnet(depth, cbam=chosen.get("cbam", False), stem=stem, weights=weights, width=width)
     with torch.no_grad():  # one empty image tells the size of the map; evaluation mode, so that no statistics move
-        _, channels, height, width = trunk.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+        _, channels, rows, columns = trunk.eval()(torch.zeros(1, 3, image_size, image_size)).shape
     own = {k: v for k, v in chosen.items() if k not in ("weight_scheme", "cbam")}
-    method = kind(num_classes, trunk, (channels, height, width), per_class, **own).train()
+    method = kind(num_classes, trunk, (channels, rows, columns), per_class, **own).train()
     method.settings = {"name": name, "num_classes": num_classes, "counts": None if counts is None else torch.as_tensor(counts).tolist(),
-                       "image_size": image_size, "depth": depth, "stem": stem, "weights": None if weights is None else str(weights), **chosen}
+                       "image_size": image_size, "depth": depth, "stem": stem, "weights": None if weights is None else str(weights), "width": width,
+                       **chosen}
     return method

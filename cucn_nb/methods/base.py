@@ -31,7 +31,8 @@ class Method(nn.Module, ABC):
         class_weights: weight of each class in the loss, `[C]`, or None; saved with the method.
     """
 
-    mixes: ClassVar[bool] = False  # whether training_loss wants a partner
+    mixes: bool = False  # whether training_loss wants a partner
+    other_labels: bool = False  # whether that partner has to have another label
     options: ClassVar[dict[str, Any]] = {}  # what `methods.create` lets a user choose, with the default: weight_scheme, cbam
     settings: dict[str, Any]  # the arguments of `methods.create` that made it
     mean: Tensor
@@ -92,6 +93,11 @@ class Method(nn.Module, ABC):
     def batch_weight(self, labels: Tensor) -> Tensor:
         """What the loss of a batch is divided by, from which processes that share a batch compute its loss: labels int64 `[B]` -> 0-d, float64."""
         return (torch.ones_like(labels) if self.class_weights is None else self.class_weights[labels]).double().sum()
+
+    @property
+    def targets(self) -> Tensor:
+        """What a label asks for: entry (c, k) is the factor of -log p_k in the loss of an image of class c: `[C, C]`, float64."""
+        return torch.diag(torch.ones(self.num_classes) if self.class_weights is None else self.class_weights.cpu()).double()
 
     @property
     def attention_layer(self) -> nn.Module:

@@ -6,7 +6,7 @@
 __all__ = ['CUCN']
 
 # %% ../../nbs/23_cucn.ipynb #c35be632
-from typing import ClassVar
+from typing import Any, ClassVar
 
 # %% ../../nbs/23_cucn.ipynb #3b1dbeaa
 from .rul import RUL
@@ -20,7 +20,8 @@ class CUCN(RUL):
         backbone: images -> map; with CBAM in its blocks in the paper's full method.
         map_shape: K, h, w of the map.
         class_weights: weight of each class in the loss, `[C]`; `methods.create` computes them from the counts.
+        mixing: "learned", or one of the controls in `cucn_nb.uncertainty.MIXINGS`.
     Source: CUCN (arXiv 2212.07751), section II.
     """
 
-    options: ClassVar[dict] = {"weight_scheme": "inverse", "cbam": True}
+    options: ClassVar[dict[str, Any]] = {"weight_scheme": "inverse", "cbam": True, "mixing": "learned"}

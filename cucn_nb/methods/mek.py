@@ -34,16 +34,22 @@ class MEK(CrossEntropy):
     Source: MEK (NeurIPS 2023, arXiv 2310.19636).
     """
 
-    options: ClassVar[dict[str, Any]] = {"weight_scheme": "inverse", "cbam": False, "consistency": 1.4, "epsilon": 0.1}
+    options: ClassVar[dict[str, Any]] = {"weight_scheme": "inverse", "cbam": False, "consistency": 0.07, "epsilon": 0.1}
 
     def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None,
-                 consistency: float = 1.4, epsilon: float = 0.1) -> None:
+                 consistency: float = 0.07, epsilon: float = 0.1) -> None:
         super().__init__(num_classes, backbone, map_shape, class_weights)
         if class_weights is None:
             raise ValueError('MEK re-balances by class weights and there are none: use weight_scheme="inverse" or another scheme')
         if not (0 <= consistency < float("inf") and 0 <= epsilon <= 1):
             raise ValueError(f"consistency={consistency}, epsilon={epsilon}: give at least 0, and a share in 0..1")
         self.consistency, self.epsilon = consistency, epsilon
+
+    @property
+    def targets(self) -> Tensor:
+        """What a label asks for: its smooth label; row c is that of an image of class c: `[C, C]`, float64."""
+        assert self.class_weights is not None
+        return rebalanced_smooth_labels(torch.arange(self.num_classes), self.class_weights.cpu().double(), self.epsilon)
 
     def attention_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute logits `[B, C]` and the map of each class `[B, C, h, w]`; the classifier gets no gradient from the maps."""

@@ -6,16 +6,17 @@
 __all__ = ['FEATURES', 'RUL']
 
 # %% ../../nbs/22_rul.ipynb #c35be632
-from typing import ClassVar
+from typing import Any, ClassVar
 
 # %% ../../nbs/22_rul.ipynb #17730811
+import torch
 from torch import Tensor
 
 # %% ../../nbs/22_rul.ipynb #571d246d
 from ..backbone import Trunk
 from ..losses import add_up_loss
 from .base import Method
-from ..uncertainty import feature_head, log_sigma, mix_features
+from ..uncertainty import MIXINGS, feature_head, log_sigma, mix_features
 
 # %% ../../nbs/22_rul.ipynb #45ab2134
 FEATURES = 64  # D, length of mu and log_var
@@ -29,13 +30,21 @@ class RUL(Method):
         backbone: images -> map.
         map_shape: K, h, w of the map.
         class_weights: weight of each class in the loss, `[C]`; RUL itself has none, CUCN adds them.
+        mixing: "learned", or one of the controls in `cucn_nb.uncertainty.MIXINGS`.
+    Raises:
+        ValueError: the mixing is unknown.
     Source: RUL (Zhang, Wang and Deng, NeurIPS 2021).
     """
 
-    mixes: ClassVar[bool] = True
+    mixes = True
+    options: ClassVar[dict[str, Any]] = {"mixing": "learned"}
 
-    def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None) -> None:
+    def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None,
+                 mixing: str = "learned") -> None:
         super().__init__(num_classes, backbone, FEATURES, class_weights)
+        if mixing not in MIXINGS:
+            raise ValueError(f"mixing={mixing!r} is unknown: choose one of {', '.join(MIXINGS)}")
+        self.mixing, self.mixes, self.other_labels = mixing, mixing != "none", mixing == "other_labels"
         self.mu = feature_head(map_shape, FEATURES)
         self.log_var = feature_head(map_shape, FEATURES)
 
@@ -60,12 +69,14 @@ class RUL(Method):
         Raises:
             ValueError: there is no partner, or one image alone, which has no batch statistics.
         """
+        if not self.mixes:
+            partner = torch.arange(len(images), device=images.device)
         if partner is None:
             raise ValueError("partner is missing: this method mixes pairs, pass uncertainty.draw_partner(len(images), generator)")
         if self.training and len(images) < 2:
             raise ValueError("a batch of one image has no batch statistics: join it to another batch, or call eval() first")
         last_map = self.backbone(self.prepare(images))
         sigma = log_sigma(self.log_var(last_map))
-        mixed, _ = mix_features(self.mu(last_map), sigma, partner)
+        mixed, _ = mix_features(self.mu(last_map), sigma, partner, self.mixing)
         loss = add_up_loss(self.classifier(mixed), labels, partner, self.class_weights)
         return loss, {"loss": loss.detach(), "sigma": sigma.detach().exp().mean()}

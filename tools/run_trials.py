@@ -1,0 +1,67 @@
+"""Try schedules on the validation images of seed 0, which the book's experiments then share; each trial that results/trials.json lacks is run.
+
+    python tools/run_trials.py                    the embedded faces
+    python tools/run_trials.py --data FOLDER      those on FER2013
+
+No test image is read.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cucn_nb import datasets, methods, protocols
+from cucn_nb.checkpoint import write_atomic
+from cucn_nb.experiments import SETTINGS, _as_text
+from cucn_nb.progress import judge_progress, loss_bounds
+from cucn_nb.training import TrainConfig, environment, fit
+
+RECORD = Path(__file__).resolve().parent.parent / "results" / "trials.json"
+MEK = [("faces", "mek", {"consistency": factor}, {}) for factor in (0.07, 0.3, 1.4)]
+FER2013 = [("fer2013", "cross_entropy", {}, {"lr": lr, "epochs": 10}) for lr in (1e-3, 2e-3, 4e-3)]
+TRIALS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [*MEK, *FER2013]  # source, setting, options of the method, changes of the preset
+
+
+def run_trial(source: str, data: str, setting: str, options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Train once and keep the curves."""
+    changes = {**changes, "classifier_lr": changes["lr"]} if "lr" in changes else changes
+    config = replace(TrainConfig.preset("scratch"), **changes)
+    train, valid = protocols.stratified_split(datasets.read(data, "train"), 0.1, 0)
+    name, own = SETTINGS[setting]
+    torch.manual_seed(0)
+    method = methods.create(name, train.num_classes, train.counts, train.image_size, stem="small", width=16, **{**own, **options})
+    history = fit(method, train, valid, config, verbose=False).history
+    bounds = loss_bounds(method, train.counts)
+    return {"source": source, "setting": setting, "options": options, "image_size": train.image_size, "stem": "small", "width": 16,
+            "epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr, "warm_up": config.warm_up,
+            "way": judge_progress(history, config.epochs, bounds).way, "loss": [entry["loss"] for entry in history],
+            "consistency": [entry["consistency"] for entry in history] if "consistency" in history[-1] else None,
+            **{f"valid_{key}": [entry["valid"][key] for entry in history] for key in ("loss", "mean", "worst", "overall")},
+            "valid_recall": history[-1]["valid"]["recall"], "environment": environment()}
+
+
+def main() -> None:
+    """Run the trials that have no record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder or csv of FER2013: run its trials instead of those on the embedded faces")
+    arguments = parser.parse_args()
+    record = json.loads(RECORD.read_text("utf-8"))
+    for source, setting, options, changes in TRIALS:
+        if (source == "fer2013") != (arguments.data is not None):
+            continue
+        asked = {"source": source, "setting": setting, "options": options, **changes}
+        if any(all(trial.get(key) == value for key, value in asked.items()) for trial in record["trials"]):
+            continue
+        trial = run_trial(source, arguments.data or source, setting, options, changes)
+        record = json.loads(RECORD.read_text("utf-8"))  # another process may have written meanwhile
+        record["trials"].append(trial)
+        write_atomic(RECORD, _as_text(record))
+        print(f"{asked}: validation mean {trial['valid_mean'][-1]:.3f}, way {trial['way']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
