@@ -194,7 +194,7 @@ def test_an_unfinished_run_says_so(capsys, run, tmp_path):
     assert f"note: unfinished: epoch 1 of 3 is judged; the training goes on with cucn train --resume {copy}\n" in capsys.readouterr().out
     assert json.loads((copy / "evaluation-faces-valid.json").read_text())["finished"] is False
     main(["report", str(copy), "--split", "valid"])
-    assert "The training is not finished: 1 epoch of 3." in (copy / "report-faces-valid.html").read_text()
+    assert "Training NOT finished: 1 of 3 epochs are done" in (copy / "report-faces-valid.html").read_text()
     assert "evaluation-faces-valid.json" in complaint(capsys, "compare", copy, copy)  # the test split is asked for, another was judged
 
 
