@@ -54,7 +54,7 @@ write(describe(method, judged=int(judged), moved=float((method.classifier.weight
 # In float64, without dropout and augmentation, with frozen batch statistics and the same pairs inside each share. 98 images in batches of 15: shares
 # of 8 and 7 images, and a last batch of 8; three epochs are 21 steps.
 EXACT = HEAD + """
-def pairs(count, stream):
+def pairs(count, stream, labels=None):
     if world == 2:
         return torch.arange(count).roll(1)
     whole = torch.arange(count)  # image k of the batch is image k // 2 of share k % 2
@@ -131,7 +131,7 @@ with mock.patch.multiple(engine, train_on=step, loss=loss), mock.patch.multiple(
     try:
         run = training.fit(method, data, valid, config, folder, resume="again" in sys.argv, verbose=False, save_seconds=1000.0)
     except training.TrainingError as error:
-        print(rank, error, flush=True)
+        os.write(1, f"{rank} {error}\\n".encode())  # in one piece: two processes share the pipe
         raise
 """
 
