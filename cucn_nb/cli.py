@@ -100,10 +100,11 @@ class Train:
         out.parent.mkdir(parents=True, exist_ok=True)
         train, valid = _read_training(self.data, facts, config.image_size, out.with_name(f"{out.name}-left-out"))
         settings = {"weight_scheme": self.weight_scheme, "cbam": {"yes": True, "no": False, "open": "open", None: None}[self.cbam],
-                       "consistency": self.consistency, "epsilon": self.epsilon}
+                    "consistency": self.consistency, "epsilon": self.epsilon}
         options = {name: value for name, value in settings.items() if value is not None}
         stem = self.stem or ("small" if train.image_size < 100 and self.weights is None else "imagenet")
-        width = self.width or (16 if self.preset == "scratch" and self.weights is None else 64)
+        light = self.preset == "scratch" and self.weights is None
+        width = self.width if self.width is not None else 16 if light else 64
         torch.manual_seed(self.seed)
         method = methods.create(self.method, train.num_classes, train.counts, train.image_size, self.depth, stem, self.weights, width,
                                 **options)
