@@ -8,20 +8,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
+PIP = $(PY) -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test book docs soak lab notebooks export clean
 .DEFAULT_GOAL := test
 
-$(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
+$(VENV)/.package: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), about two minutes"
-	$(PY) -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev,book]"
+	$(PIP) -e .
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.installed: $(VENV)/.package
+	@echo "installing what tests and book need, about two minutes more"
+	$(PIP) -e ".[dev,book]"
+	touch $@
+
+demo: $(VENV)/.package
 	rm -rf runs/demo
-	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch --image-size 48 --epochs 22
+	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch --epochs 20
 	$(BIN)/cucn evaluate runs/demo
 	$(BIN)/cucn report runs/demo
 

@@ -86,14 +86,17 @@ class Trunk(ResNet):
     """A torchvision ResNet without pool and classifier; made by `resnet`, which documents the arguments."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], stem: str, width: int = 64, open_gates: bool = False) -> None:
-        self.width, self.stem = width, stem
+        self.width = width
         super().__init__(block, layers)
         self.channels = 8 * width * block.expansion
         del self.fc, self.avgpool
         self.weights_origin = "random"
-        if width != 64:
-            self.conv1, self.bn1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width)
+        if stem == "small" or width != 64:
+            kernel = 3 if stem == "small" else 7
+            self.conv1, self.bn1 = nn.Conv2d(3, width, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(width)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        if stem == "small":
+            self.maxpool = nn.Identity()
         for module in list(self.modules()):
             if isinstance(module, AttentiveBasicBlock | AttentiveBottleneck):
                 if width != 64:
@@ -110,8 +113,6 @@ class Trunk(ResNet):
         """Make a stage; torchvision asks for 64 planes and their doubles."""
         if planes == 64:
             self.inplanes = self.width
-        if planes == 512 and self.stem == "small":
-            stride = 1
         return super()._make_layer(block, planes * self.width // 64, blocks, stride, dilate)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def resnet(depth: int = 18, cbam: bool | str = False, stem: str = "imagenet", we
         depth: 18, 34 or 50 layers.
         cbam: gate the residual branch of every block by CBAM: False, True (closed to about a quarter at the start, as the authors have it) or
             "open" (near 1 at the start).
-        stem: "imagenet" (map side about H / 32) or "small" (the last stage keeps stride 1: about H / 16), for images under 100 pixels.
+        stem: "imagenet" (7x7 stride 2 and a pool: map side about H / 32) or "small" (3x3 stride 2: about H / 16), for images under 100 pixels.
         weights: None for random weights; "imagenet" downloads torchvision's; otherwise a .pth, .pt, .tar or .safetensors file.
         width: channels of the first stage, a multiple of 16; the paper's network has 64, and files of weights fit no other.
     Returns:

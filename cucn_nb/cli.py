@@ -102,7 +102,7 @@ class Train:
         settings = {"weight_scheme": self.weight_scheme, "cbam": {"yes": True, "no": False, "open": "open", None: None}[self.cbam],
                     "consistency": self.consistency, "epsilon": self.epsilon}
         options = {name: value for name, value in settings.items() if value is not None}
-        stem = self.stem or ("small" if train.image_size < 100 else "imagenet")
+        stem = self.stem or ("small" if train.image_size < 100 and self.weights is None else "imagenet")
         light = self.preset == "scratch" and self.weights is None
         width = self.width if self.width is not None else 16 if light else 64
         torch.manual_seed(self.seed)
