@@ -15,7 +15,7 @@ from torch import Tensor
 
 # %% ../../nbs/24_mek.ipynb #701784d9
 from ..backbone import Trunk
-from ..losses import attention_consistency, rebalanced_smooth_labels
+from ..losses import class_consistency, rebalanced_smooth_labels
 from .cross_entropy import CrossEntropy
 
 # %% ../../nbs/24_mek.ipynb #fa8dc66d
@@ -69,14 +69,17 @@ class MEK(CrossEntropy):
             labels: int64 `[B]`.
             partner: not used.
         Returns:
-            Scalar loss, and {"loss", "labels", "consistency"}: the loss in nats, and its two terms before their factors.
+            Scalar loss, and {"loss", "labels", "consistency", "consistency_0", ...}: the loss in nats, its two terms before their factors, and
+            the consistency of each class before its weight.
         """
         assert self.class_weights is not None
         logits, maps = self.attention_maps(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         from_labels = F.cross_entropy(logits, rebalanced_smooth_labels(labels, self.class_weights, self.epsilon).to(logits))
-        apart = from_labels.new_zeros(())
+        by_class = from_labels.new_zeros(self.num_classes)
         if self.consistency > 0:
-            apart = attention_consistency(maps, self.attention_maps(images.flip(3))[1], self.class_weights)
+            by_class = class_consistency(maps, self.attention_maps(images.flip(3))[1])
+        apart = (by_class * self.class_weights.to(by_class)).sum()
         loss = from_labels + self.consistency * apart
-        return loss, {"loss": loss.detach(), "labels": from_labels.detach(), "consistency": apart.detach()}
+        return loss, {"loss": loss.detach(), "labels": from_labels.detach(), "consistency": apart.detach(),
+                      **{f"consistency_{c}": value for c, value in enumerate(by_class.detach())}}
