@@ -192,7 +192,7 @@ def _with_verdict(record: dict[str, Any]) -> dict[str, Any]:
     if bounds is None:  # a record from before the rule; a small network has the same loss
         same = {**record["method"], "weights": None, "image_size": 48, "stem": "small", "width": 16}
         bounds = loss_bounds(methods.create(**same), record["data"]["train"]["counts"], record["cell"]["noise"])
-    progress = judge_progress(record["history"], record["training"]["epochs"], tuple(bounds))
+    progress = judge_progress(record["history"], record["training"]["epochs"], tuple(bounds), record["data"]["valid"]["counts"])
     return {**record, "finished": progress.finished, "progress": str(progress)}
 
 

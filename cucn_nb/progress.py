@@ -50,7 +50,7 @@ def loss_bounds(method: Method, counts: Tensor | Sequence[int], noise: float = 0
     return float(_entropy(blind) / blind.sum()), float((share * _entropy(asked)).sum() / total)
 
 # %% ../nbs/33a_progress.ipynb #3a9ee9cf
-FLAT_RECALL = 0.015  # of mean recall, along the line through the window
+FLAT_RECALL = 0.015  # of mean recall, along the line through the window; or two standard errors of it, where these are more
 FLAT_LOSS = 0.05  # of the blind loss, along the line through the window
 RISEN = 0.02  # of the blind loss, from the lowest validation loss to the last, each a mean of three epochs
 FITTED = 0.5  # share of the way from the blind loss to the floor
@@ -65,6 +65,7 @@ class Progress:
     planned: int  # asked for
     window: int  # epochs at the end that were looked at
     recall_rise: float  # of validation mean recall along the line through the window, fraction
+    resolution: float  # the smallest rise that the validation images can tell from luck, fraction
     loss_fall: float | None  # of validation loss along that line, as a share of the blind loss; None where it was not recorded
     way: float  # share of the way from the blind training loss to the floor
     turned: bool  # whether validation loss has risen again since its lowest point
@@ -77,7 +78,7 @@ class Progress:
             said.append(f"{self.epochs} of {self.planned} epochs are done")
         if self.epochs < FEWEST:
             said.append(f"of fewer than {FEWEST} epochs nothing can be told")
-        if self.recall_rise >= FLAT_RECALL:
+        if self.recall_rise >= max(FLAT_RECALL, self.resolution):
             said.append(f"validation recall still rose by {100 * self.recall_rise:.1f} points in the last {self.window} epochs")
         if self.loss_fall is not None and self.loss_fall >= FLAT_LOSS:
             said.append(f"validation loss still fell by {100 * self.loss_fall:.0f} % of the blind loss in the last {self.window} epochs")
@@ -108,13 +109,14 @@ def _rise(values: Sequence[float]) -> float:
     return 0.0 if abs(slope) < 2 * error else slope * (len(y) - 1)
 
 
-def judge_progress(history: Sequence[dict[str, Any]], planned: int, bounds: tuple[float, float]) -> Progress:
+def judge_progress(history: Sequence[dict[str, Any]], planned: int, bounds: tuple[float, float], valid_counts: Sequence[int]) -> Progress:
     """Tell from a run's history whether it had stopped improving.
 
     Args:
         history: one entry an epoch, as in metrics.jsonl.
         planned: epochs that were asked for.
         bounds: blind loss and floor, what `loss_bounds` returned.
+        valid_counts: validation images a class; they bound what a mean recall can tell.
     Returns:
         The findings; `.finished` is the verdict.
     Raises:
@@ -132,5 +134,7 @@ def judge_progress(history: Sequence[dict[str, Any]], planned: int, bounds: tupl
         smooth = np.convolve(losses, np.ones(3) / 3, "valid") if len(losses) > 3 else np.asarray(losses)
         lowest = int(smooth.argmin())
         turned = lowest < len(smooth) - window and smooth[-1] > smooth[lowest] + RISEN * blind
-    rise = _rise([entry["valid"]["mean"] for entry in history[-window:]])
-    return Progress(len(history), planned, window, rise, fall, (blind - last) / (blind - floor), bool(turned))
+    means = [entry["valid"]["mean"] for entry in history[-window:]]
+    counts = [count for count in valid_counts if count]
+    error = (np.mean(means) * (1 - np.mean(means)) * sum(1 / count for count in counts)) ** 0.5 / len(counts)  # of one mean recall
+    return Progress(len(history), planned, window, _rise(means), 2 * float(error), fall, (blind - last) / (blind - floor), bool(turned))

@@ -195,7 +195,7 @@ class Run:
         counts = torch.tensor(self.record["data"]["train"]["counts"])
         counts = (counts > 0).long() if self.config.sampling == "balanced" else counts  # what the training saw of each class
         noise = self.record.get("protocol", {}).get("noise") or 0.0
-        return judge_progress(self.history, self.config.epochs, loss_bounds(self.method, counts, noise))
+        return judge_progress(self.history, self.config.epochs, loss_bounds(self.method, counts, noise), self.record["data"]["valid"]["counts"])
 
 
 class TrainingError(RuntimeError):

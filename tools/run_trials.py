@@ -38,7 +38,7 @@ def run_trial(source: str, data: str, setting: str, options: dict[str, Any], cha
     bounds = loss_bounds(method, train.counts)
     return {"source": source, "setting": setting, "options": options, "image_size": train.image_size, "stem": "small", "width": 16,
             "epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr, "warm_up": config.warm_up,
-            "way": judge_progress(history, config.epochs, bounds).way, "loss": [entry["loss"] for entry in history],
+            "way": judge_progress(history, config.epochs, bounds, valid.counts.tolist()).way, "loss": [entry["loss"] for entry in history],
             "consistency": [entry["consistency"] for entry in history] if "consistency" in history[-1] else None,
             **{f"valid_{key}": [entry["valid"][key] for entry in history] for key in ("loss", "mean", "worst", "overall")},
             "valid_recall": history[-1]["valid"]["recall"], "environment": environment()}
