@@ -349,7 +349,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     for axis, title in zip(axes, ("loss, training images", "validation images (%)", "recall by class, validation (%)"), strict=True):
         axis.set(xlabel="epoch", title=title)
         axis.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     for axis in axes[1:]:
         axis.set_ylim(-3, 103)
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
