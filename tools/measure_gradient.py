@@ -32,7 +32,7 @@ def main() -> None:
     if train.fingerprint() != run.record["data"]["train"]["fingerprint"]:
         parser.error(f"{arguments.run} was trained on other images than the embedded faces without those of seed {arguments.seed}: see its config.json")
     with torch.no_grad():
-        maps = torch.cat([method.backbone(method.prepare(piece.float() / 255)) for piece in train.images.split(256)])
+        maps = torch.cat([method.backbone(method.prepare(each.float() / 255)) for each in train.images.split(256)])
         mu, level = method.mu(maps), log_sigma(method.log_var(maps))
         loss = F.cross_entropy(method.classifier(mu), train.labels, reduction="none")
         right = method.classifier(mu).argmax(1) == train.labels
