@@ -30,7 +30,7 @@ def main() -> None:
     method, side = run.method, run.record["data"]["train"]["image_size"]
     train, _ = protocols.stratified_split(datasets.read("faces", "train", side), 0.1, arguments.seed)
     if train.fingerprint() != run.record["data"]["train"]["fingerprint"]:
-        parser.error(f"{arguments.run} was trained on other images than the embedded faces without those of seed {arguments.seed}: see its config.json")
+        parser.error(f"{arguments.run} was trained on other images than those of seed {arguments.seed}: see its config.json")
     with torch.no_grad():
         maps = torch.cat([method.backbone(method.prepare(each.float() / 255)) for each in train.images.split(256)])
         mu, level = method.mu(maps), log_sigma(method.log_var(maps))
