@@ -7,7 +7,7 @@ __all__ = ['DECLARED', 'MARGIN', 'Contrast', 'read_answers', 'by_votes', 'vote_d
            'partial_rank_correlation', 'excess_risk_coverage_area', 'label_loss', 'Difference', 'mean_recall',
            'rank_votes', 'difference', 'holm', 'verdict', 'Answer', 'answer']
 
-# %% ../nbs/43_contrasts.ipynb #e94fbbd1
+# %% ../nbs/43_contrasts.ipynb #67b858b7
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/43_contrasts.ipynb #c6ee3481
+# %% ../nbs/43_contrasts.ipynb #6cbf66e6
 import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/43_contrasts.ipynb #43460731
+# %% ../nbs/43_contrasts.ipynb #719fa6cb
 from .datasets import FaceDataset
 from .metrics import Report, rank_correlation, risk_coverage_area, vote_entropy
 
-# %% ../nbs/43_contrasts.ipynb #0134bf04
+# %% ../nbs/43_contrasts.ipynb #c9e7be98
 @dataclass(frozen=True)
 class Contrast:
     """A question that was asked before its answer was known: first minus second, by one number.
@@ -50,9 +50,9 @@ DECLARED = (
     Contrast("MEK", ("mek", "as they are"), ("cross_entropy", "as they are")),
     Contrast("sigma", ("rul", "as they are"), ("rul", "1 - max"), "rank_votes"),
 )
-MARGIN = 0.01  # one point: a smaller difference is none, whatever its p-value
+MARGIN = 0.01  # a smaller difference is none, whatever its p-value: one point of recall, a hundredth of a rank correlation
 
-# %% ../nbs/43_contrasts.ipynb #31c058fc
+# %% ../nbs/43_contrasts.ipynb #87357981
 def read_answers(record: str | Path, split: str = "test", data: FaceDataset | None = None) -> Report:
     """Read what the network of a cell said about the images of a split.
 
@@ -82,7 +82,7 @@ def read_answers(record: str | Path, split: str = "test", data: FaceDataset | No
     return Report((p / p.sum(1, keepdim=True)).float(), doubt.float(), labels, classes, sources, {"record": path.stem, "split": split},
                   votes, names, blend)
 
-# %% ../nbs/43_contrasts.ipynb #f70b7492
+# %% ../nbs/43_contrasts.ipynb #7838cacc
 def by_votes(report: Report) -> Report:
     """Judge the same answers by the most frequent vote instead of the given label.
 
@@ -100,12 +100,11 @@ def by_votes(report: Report) -> Report:
     unique = (report.votes == top).sum(1) == 1
     keep = torch.tensor([bool(one) and name in report.classes for one, name in zip(unique, names, strict=True)])
     at = keep.nonzero().flatten()
-    labels = torch.tensor([report.classes.index(names[k]) for k in at.tolist()])
-    sources, blend = tuple(report.sources[k] for k in at.tolist()), None if report.blend is None else report.blend[at]
-    return replace(report, probabilities=report.probabilities[at], uncertainty=report.uncertainty[at], labels=labels, sources=sources,
-                   votes=report.votes[at], blend=blend)
+    labels = torch.tensor([report.classes.index(names[k]) for k in at.tolist()], dtype=torch.int64)
+    return replace(report, probabilities=report.probabilities[at], uncertainty=report.uncertainty[at], labels=labels,
+                   sources=tuple(report.sources[k] for k in at.tolist()), votes=report.votes[at], blend=None if report.blend is None else report.blend[at])
 
-# %% ../nbs/43_contrasts.ipynb #eb39b282
+# %% ../nbs/43_contrasts.ipynb #1dfd1194
 def vote_divergence(report: Report) -> Tensor:
     """Measure how far the probabilities are from the shares of the votes.
 
@@ -122,7 +121,7 @@ def vote_divergence(report: Report) -> Tensor:
     q, log_p = q / q.sum(1, keepdim=True), report.probabilities.double().clamp(min=1e-12).log()
     return (torch.special.xlogy(q, q) - q * log_p).sum(1)
 
-# %% ../nbs/43_contrasts.ipynb #85a68bae
+# %% ../nbs/43_contrasts.ipynb #abfc9582
 def vote_ceiling(votes: Tensor, draws: int = 20, seed: int = 0) -> float:
     """Say how well the entropy of the votes could be ranked by one who knew what an endless panel would say.
 
@@ -131,7 +130,7 @@ def vote_ceiling(votes: Tensor, draws: int = 20, seed: int = 0) -> float:
         draws: random halves to average over.
         seed: of the halves.
     Returns:
-        Root of the split-half reliability of the entropies, stepped up to all voters: 0 to 1.
+        Root of the split-half reliability of the entropies, stepped up to all voters: 0 to 1; nan where all images have the same entropy.
     Raises:
         ValueError: an image has fewer than two votes.
     Source: Spearman, British Journal of Psychology 1910; Brown, ibid.
@@ -143,10 +142,10 @@ def vote_ceiling(votes: Tensor, draws: int = 20, seed: int = 0) -> float:
     for _ in range(draws):
         half = np.stack([rng.multivariate_hypergeometric(row, row.sum() // 2) for row in counts])
         found.append(rank_correlation(*(vote_entropy(torch.from_numpy(part)).numpy() for part in (half, counts - half))))
-    r = float(np.mean(found))
-    return max(0.0, 2 * r / (1 + r)) ** 0.5
+    r = float(np.mean(found))  # at 0 and below the halves have nothing to do with each other
+    return float("nan") if np.isnan(r) else (2 * max(r, 0.0) / (1 + max(r, 0.0))) ** 0.5
 
-# %% ../nbs/43_contrasts.ipynb #e1fa4fb0
+# %% ../nbs/43_contrasts.ipynb #507ae03b
 def partial_rank_correlation(a: np.ndarray, b: np.ndarray, given: np.ndarray, weights: np.ndarray | None = None) -> Any:
     """Correlate the ranks of two quantities after what a third says about both is taken out.
 
@@ -165,7 +164,7 @@ def partial_rank_correlation(a: np.ndarray, b: np.ndarray, given: np.ndarray, we
         value = np.where(rest > 1e-12, (ab - ag * bg) / np.sqrt(np.maximum(rest, 0)), np.nan)
     return float(value) if weights is None else value
 
-# %% ../nbs/43_contrasts.ipynb #84f5bf54
+# %% ../nbs/43_contrasts.ipynb #8d3c1b70
 def excess_risk_coverage_area(uncertainty: np.ndarray, wrong: np.ndarray, weights: np.ndarray | None = None) -> Any:
     """Average the risk over all coverages, minus that of the best order of the same answers.
 
@@ -180,7 +179,7 @@ def excess_risk_coverage_area(uncertainty: np.ndarray, wrong: np.ndarray, weight
     best = risk_coverage_area(np.asarray(wrong, np.float64), wrong, weights)
     return risk_coverage_area(uncertainty, wrong, weights) - best
 
-# %% ../nbs/43_contrasts.ipynb #81d41a4a
+# %% ../nbs/43_contrasts.ipynb #2e9e1463
 def label_loss(report: Report) -> Report:
     """Take the loss of the given label as the uncertainty; it asks which labels to distrust, not which answers.
 
@@ -192,7 +191,7 @@ def label_loss(report: Report) -> Report:
     p = report.probabilities.gather(1, report.labels[:, None])[:, 0]
     return replace(report, uncertainty=-p.clamp(min=1e-12).log())
 
-# %% ../nbs/43_contrasts.ipynb #0a7f0bad
+# %% ../nbs/43_contrasts.ipynb #b0f892be
 @dataclass(frozen=True)
 class Difference:
     """First minus second over seeds and images, and what can be said of it."""
@@ -291,7 +290,7 @@ def difference(first: Sequence[Report], second: Sequence[Report], number: Callab
     freedom = total**2 / (over_seeds**2 / (seeds - 1) + over_images**2 / (count - 1)) if total else float(seeds - 1)
     return Difference(tuple(found), mean, total**0.5, freedom)
 
-# %% ../nbs/43_contrasts.ipynb #3fa71ac5
+# %% ../nbs/43_contrasts.ipynb #d6fbeab6
 def holm(p: Sequence[float]) -> list[float]:
     """Correct p-values for their number.
 
@@ -307,7 +306,7 @@ def holm(p: Sequence[float]) -> list[float]:
     corrected[order] = stepped
     return [float(value) for value in corrected]
 
-# %% ../nbs/43_contrasts.ipynb #310dc974
+# %% ../nbs/43_contrasts.ipynb #92801262
 def verdict(found: Difference, corrected: float | None, finished: bool, margin: float = MARGIN) -> str:
     """Say in a word what can be said of a difference.
 
@@ -322,13 +321,13 @@ def verdict(found: Difference, corrected: float | None, finished: bool, margin: 
     if not finished:
         return "not finished"
     small = found.smaller_than(margin)
-    if small is None or corrected is None:
+    if small is None or corrected is None or found.seeds < 3:
         return "open"
     if small < 0.05:
         return "no difference"
     return "open" if corrected >= 0.05 else "more" if found.mean > 0 else "less"
 
-# %% ../nbs/43_contrasts.ipynb #b55e71aa
+# %% ../nbs/43_contrasts.ipynb #f876862a
 def _read(report: Report, how: str, counts: Tensor) -> Report:
     """Read answers in one of the ways that a contrast names."""
     if how == "divided":
@@ -356,7 +355,7 @@ class Answer:
             low, high = self.found.interval
             p = "< 0.001" if self.corrected < 0.001 else f"{self.corrected:.3f}"
             text += f" ({scale * low:+.{digits}f} to {scale * high:+.{digits}f}), p {p} after Holm"
-        return f"{text}, {self.found.seeds} seed{'s' if self.found.seeds > 1 else ''}: {self.verdict}"
+        return f"{text}, {self.found.seeds} seeds: {self.verdict}"
 
 
 def answer(records: Sequence[dict[str, Any]], reports: Callable[[dict[str, Any], str], Report | None], declared: Sequence[Contrast] = DECLARED,

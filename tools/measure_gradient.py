@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from cucn_nb import datasets, protocols
+from cucn_nb.metrics import auroc
 from cucn_nb.training import environment, load_run
 from cucn_nb.uncertainty import draw_partner, log_sigma, mix_features
 
@@ -53,6 +54,7 @@ def main() -> None:
         found["easier"].append(torch.where(loss < loss[partner], push, -push)[distinct])
         mixed_pair = right != right[partner]
         found["right"].append(torch.where(mixed_pair, torch.where(right, push, -push), torch.nan)[distinct])
+    wrong_larger = auroc(level[:, 0].numpy(), (~right).numpy())  # over all pairs of a right and a wrong answer
     same, easier, rightly = (torch.cat(found[name]) for name in ("same", "easier", "right"))
 
     def summary(rows: torch.Tensor) -> dict[str, float | int]:
@@ -61,7 +63,7 @@ def main() -> None:
                 "pairs_one_right": len(one), "push_on_right": float(one.mean()), "right_pushed_up": float((one > 0).float().mean())}
 
     record = {"method": run.record["method"], "epochs": len(run.history), "finished": run.progress.finished, "seed": arguments.seed,
-              "train_accuracy": float(right.float().mean()), "share_of_same_label": float(same.float().mean()),
+              "train_accuracy": float(right.float().mean()), "wrong_has_larger_sigma": wrong_larger, "share_of_same_label": float(same.float().mean()),
               "same": summary(same), "different": summary(~same), "environment": environment()}
     text = json.dumps(record, indent=1) + "\n"
     (ROOT / "results" / "sigma_gradient.json").write_text(text, "utf-8")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 # %% ../../nbs/22_rul.ipynb #17730811
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/22_rul.ipynb #571d246d
@@ -76,7 +77,12 @@ class RUL(Method):
         if self.training and len(images) < 2:
             raise ValueError("a batch of one image has no batch statistics: join it to another batch, or call eval() first")
         last_map = self.backbone(self.prepare(images))
-        sigma = log_sigma(self.log_var(last_map))
-        mixed, _ = mix_features(self.mu(last_map), sigma, partner, self.mixing)
+        sigma, mu = log_sigma(self.log_var(last_map)), self.mu(last_map)
+        mixed, _ = mix_features(mu, sigma.detach() if self.mixing == "shuffled" else sigma, partner, self.mixing)
         loss = add_up_loss(self.classifier(mixed), labels, partner, self.class_weights)
+        if self.mixing == "shuffled":  # sigma is learned from its own pairs all the same, and from nothing else: no value, but a gradient
+            as_ever, _ = mix_features(mu.detach(), sigma, partner)
+            logits = F.linear(as_ever, self.classifier.weight.detach(), self.classifier.bias.detach())
+            taught = add_up_loss(logits, labels, partner, self.class_weights)
+            loss = loss + (taught - taught.detach())
         return loss, {"loss": loss.detach(), "sigma": sigma.detach().exp().mean()}
