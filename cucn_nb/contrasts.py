@@ -101,8 +101,9 @@ def by_votes(report: Report) -> Report:
     keep = torch.tensor([bool(one) and name in report.classes for one, name in zip(unique, names, strict=True)])
     at = keep.nonzero().flatten()
     labels = torch.tensor([report.classes.index(names[k]) for k in at.tolist()], dtype=torch.int64)
-    return replace(report, probabilities=report.probabilities[at], uncertainty=report.uncertainty[at], labels=labels,
-                   sources=tuple(report.sources[k] for k in at.tolist()), votes=report.votes[at], blend=None if report.blend is None else report.blend[at])
+    sources, blend = tuple(report.sources[k] for k in at.tolist()), None if report.blend is None else report.blend[at]
+    return replace(report, probabilities=report.probabilities[at], uncertainty=report.uncertainty[at], labels=labels, sources=sources,
+                   votes=report.votes[at], blend=blend)
 
 # %% ../nbs/43_contrasts.ipynb #1dfd1194
 def vote_divergence(report: Report) -> Tensor:
@@ -355,7 +356,7 @@ class Answer:
             low, high = self.found.interval
             p = "< 0.001" if self.corrected < 0.001 else f"{self.corrected:.3f}"
             text += f" ({scale * low:+.{digits}f} to {scale * high:+.{digits}f}), p {p} after Holm"
-        return f"{text}, {self.found.seeds} seeds: {self.verdict}"
+        return f"{text}, {self.found.seeds} seed{'s' if self.found.seeds > 1 else ''}: {self.verdict}"
 
 
 def answer(records: Sequence[dict[str, Any]], reports: Callable[[dict[str, Any], str], Report | None], declared: Sequence[Contrast] = DECLARED,

@@ -63,7 +63,8 @@ def main() -> None:
                 "pairs_one_right": len(one), "push_on_right": float(one.mean()), "right_pushed_up": float((one > 0).float().mean())}
 
     record = {"method": run.record["method"], "epochs": len(run.history), "finished": run.progress.finished, "seed": arguments.seed,
-              "train_accuracy": float(right.float().mean()), "wrong_has_larger_sigma": wrong_larger, "share_of_same_label": float(same.float().mean()),
+              "train_accuracy": float(right.float().mean()), "wrong_has_larger_sigma": wrong_larger,
+              "share_of_same_label": float(same.float().mean()),
               "same": summary(same), "different": summary(~same), "environment": environment()}
     text = json.dumps(record, indent=1) + "\n"
     (ROOT / "results" / "sigma_gradient.json").write_text(text, "utf-8")
