@@ -21,7 +21,8 @@ BIN = Path(sys.executable).parent
 def execute(path: Path, timeout: int) -> None:
     notebook = nbformat.read(path, as_version=4)
     folder = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=folder).execute()  # python3: of this environment
+    # python3: of this environment; the state of a slider would make the page load scripts from elsewhere
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=folder, store_widget_state=False).execute()
     nbformat.write(notebook, path)
 
 
