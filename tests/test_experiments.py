@@ -157,7 +157,7 @@ def test_a_run_from_before_the_choice_of_sampling_loads_and_resumes(few, tmp_pat
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["faces", "--data", "x"], "the other grids take none"), (["fer2013"], "fer2013 takes --data"), (["faces", "--part", "3/2"], "give I/N"),
-    (["faces", "--part", "0/0"], "give I/N"), (["faces", "--seeds", "0"], "--seeds"),
+    (["faces", "--part", "0/0"], "give I/N"), (["faces", "--seeds", "-1"], "--seeds"),
     (["faces", "--epochs", "-1"], "--epochs")])
 def test_the_tool_says_what_is_wrong(arguments, message, load, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run_experiments.py", *arguments])

@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cucn_nb import augment, backbone, batches, checkpoint, guard, methods, training
 from cucn_nb.checkpoint import load_state, older_state, save_state
-from cucn_nb.cli import main
 from cucn_nb.datasets import FaceDataset
 from cucn_nb.guard import FiniteGuard
 from cucn_nb.training import TrainConfig, TrainingError, _Engine, fit, load_run
@@ -420,6 +419,8 @@ def test_a_rate_that_is_no_rate_is_refused(value):
 
 
 def test_the_state_brings_a_finished_runs_model_back(tmp_path, capsys):
+    from cucn_nb.cli import main  # not above: the tests for a GPU run where tyro is not installed
+
     run = tmp_path / "run"
     command = [*"train --method cross_entropy --data faces --image-size 32 --epochs 1 --batch-size 512 --out".split(), str(run)]
     with mock.patch.object(training, "evaluate", lambda method, data, _=training.evaluate: _(method, data.subset(torch.arange(0, len(data), 9)))):

@@ -4,7 +4,7 @@
     python tools/run_experiments.py fer2013 --data FOLDER      FER2013 with FERPlus's votes beside it
     python tools/run_experiments.py ladder --epochs 15      three settings at another budget; into results/experiments/ladder-15
     python tools/run_experiments.py ... --part 2/4              the second of four jobs
-    python tools/run_experiments.py faces --settings cucn rul --seeds 5 --epochs 60      some rows, more seeds, a longer schedule; into faces-60
+    python tools/run_experiments.py faces --settings cucn rul --seeds 3 4 --epochs 60      some rows, other seeds, a longer schedule; into faces-60
 
 Stop it when you like: a finished cell is never run again, and a cell that was cut off goes on after its last saved step. Several processes may
 run at once.
@@ -19,10 +19,11 @@ from cucn_nb.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FACES = ("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "cucn-open", "mek", "rul-none", "rul-half", "rul-shuffled", "rul-other")
+SCHEDULE = TrainConfig.preset("scratch", precision="float32")  # the same arithmetic on every processor
 GRIDS = {
-    "faces": Grid("faces", TrainConfig.preset("scratch"), settings=FACES, noise=(0.0, 0.2), stem="small", width=16),
-    "ladder": Grid("faces", TrainConfig.preset("scratch"), settings=("cross_entropy", "rul", "cucn"), seeds=(0, 1), stem="small", width=16),
-    "fer2013": Grid("fer2013.csv", TrainConfig.preset("scratch"), settings=("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "mek"),
+    "faces": Grid("faces", SCHEDULE, settings=FACES, noise=(0.0, 0.2), stem="small", width=16),
+    "ladder": Grid("faces", SCHEDULE, settings=("cross_entropy", "rul", "cucn"), seeds=(0, 1), stem="small", width=16),
+    "fer2013": Grid("fer2013.csv", SCHEDULE, settings=("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "mek"),
                     seeds=(0, 1), stem="small", width=16),
 }
 
@@ -34,6 +35,13 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if (number := int(text)) < 0:
+        raise ValueError
+    return number
+
+
 def main() -> None:
     """Run a grid, or a part of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +49,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder or csv of FER2013")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="run every N-th cell from the I-th on")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, help="only these rows")
-    parser.add_argument("--seeds", type=positive, help="repetitions")
+    parser.add_argument("--seeds", nargs="+", type=seed, help="only these repetitions, or further ones")
     parser.add_argument("--epochs", type=positive, help="a longer or shorter schedule; its records go to a folder of their own")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--until", type=float, default=float("inf"), metavar="TIME", help="seconds since 1970: begin no cell that would end later")
@@ -54,7 +62,7 @@ def main() -> None:
         parser.error(f"--part {arguments.part}: give I/N, such as 2/4")
     grid, name = GRIDS[arguments.grid], arguments.grid
     grid = replace(grid, source=arguments.data or grid.source, settings=tuple(arguments.settings or grid.settings),
-                   seeds=tuple(range(arguments.seeds)) if arguments.seeds else grid.seeds,
+                   seeds=tuple(arguments.seeds or grid.seeds),
                    config=replace(grid.config, device=arguments.device, epochs=arguments.epochs or grid.config.epochs))
     if arguments.epochs:
         name = f"{name}-{arguments.epochs}"

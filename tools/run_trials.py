@@ -2,17 +2,20 @@
 
     python tools/run_trials.py                    the embedded faces
     python tools/run_trials.py --data FOLDER      those on FER2013
+    python tools/run_trials.py --part 2/3         every third of them from the second on
 
 No test image is read.
 """
 
 import argparse
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from cucn_nb import datasets, methods, protocols
 from cucn_nb.checkpoint import write_atomic
@@ -26,10 +29,10 @@ FER2013 = [("fer2013", "cross_entropy", {}, {"lr": lr, "epochs": 10}) for lr in 
 TRIALS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [*MEK, *FER2013]  # source, setting, options of the method, changes of the preset
 
 
-def run_trial(source: str, data: str, setting: str, options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def run_trial(source: str, data: str, setting: str, options: dict[str, Any], changes: dict[str, Any], device: str) -> dict[str, Any]:
     """Train once and keep the curves."""
     changes = {**changes, "classifier_lr": changes["lr"]} if "lr" in changes else changes
-    config = replace(TrainConfig.preset("scratch"), **changes)
+    config = replace(TrainConfig.preset("scratch", precision="float32", device=device), **changes)
     train, valid = protocols.stratified_split(datasets.read(data, "train"), 0.1, 0)
     name, own = SETTINGS[setting]
     torch.manual_seed(0)
@@ -41,25 +44,28 @@ def run_trial(source: str, data: str, setting: str, options: dict[str, Any], cha
             "way": judge_progress(history, config.epochs, bounds, valid.counts.tolist()).way, "loss": [entry["loss"] for entry in history],
             "consistency": [entry["consistency"] for entry in history] if "consistency" in history[-1] else None,
             **{f"valid_{key}": [entry["valid"][key] for entry in history] for key in ("loss", "mean", "worst", "overall")},
-            "valid_recall": history[-1]["valid"]["recall"], "environment": environment()}
+            "valid_recall": history[-1]["valid"]["recall"], "environment": environment(method.mean.device)}
 
 
 def main() -> None:
     """Run the trials that have no record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder or csv of FER2013: run its trials instead of those on the embedded faces")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th trial from the I-th on")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
+    index, of = (int(number) for number in arguments.part.split("/"))
     record = json.loads(RECORD.read_text("utf-8"))
-    for source, setting, options, changes in TRIALS:
-        if (source == "fer2013") != (arguments.data is not None):
-            continue
+    wanted = [trial for trial in TRIALS if (trial[0] == "fer2013") == (arguments.data is not None)]
+    for source, setting, options, changes in wanted[index - 1::of]:
         asked = {"source": source, "setting": setting, "options": options, **changes}
         if any(all(trial.get(key) == value for key, value in asked.items()) for trial in record["trials"]):
             continue
-        trial = run_trial(source, arguments.data or source, setting, options, changes)
-        record = json.loads(RECORD.read_text("utf-8"))  # another process may have written meanwhile
-        record["trials"].append(trial)
-        write_atomic(RECORD, _as_text(record))
+        trial = run_trial(source, arguments.data or source, setting, options, changes, arguments.device)
+        with FileLock(Path(tempfile.gettempdir()) / "trials.lock"):
+            record = json.loads(RECORD.read_text("utf-8"))  # another process may have written meanwhile
+            record["trials"].append(trial)
+            write_atomic(RECORD, _as_text(record))
         print(f"{asked}: validation mean {trial['valid_mean'][-1]:.3f}, way {trial['way']:.2f}", flush=True)
 
 
