@@ -68,7 +68,7 @@ class Progress:
     resolution: float  # the smallest rise that the validation images can tell from luck, fraction
     loss_fall: float | None  # of validation loss along that line, as a share of the blind loss; None where it was not recorded
     way: float  # share of the way from the blind training loss to the floor
-    turned: bool  # whether validation loss has risen again since its lowest point
+    turned: bool  # whether validation loss has risen since its lowest point while training loss went on falling
 
     @property
     def reasons(self) -> list[str]:
@@ -133,7 +133,8 @@ def judge_progress(history: Sequence[dict[str, Any]], planned: int, bounds: tupl
         fall = -_rise(losses[-window:]) / blind
         smooth = np.convolve(losses, np.ones(3) / 3, "valid") if len(losses) > 3 else np.asarray(losses)
         lowest = int(smooth.argmin())
-        turned = lowest < len(smooth) - window and smooth[-1] > smooth[lowest] + RISEN * blind
+        fitted = [entry.get("labels", entry["loss"]) for entry in history][lowest + len(losses) - len(smooth)]  # training loss at that time
+        turned = lowest < len(smooth) - window and smooth[-1] > smooth[lowest] + RISEN * blind and last < fitted
     means = [entry["valid"]["mean"] for entry in history[-window:]]
     counts = [count for count in valid_counts if count]
     error = (np.mean(means) * (1 - np.mean(means)) * sum(1 / count for count in counts)) ** 0.5 / len(counts)  # of one mean recall
