@@ -22,6 +22,7 @@ from torch import Tensor
 
 # %% ../nbs/43_contrasts.ipynb #719fa6cb
 from .datasets import FaceDataset
+from .experiments import FEWEST_SEEDS
 from .metrics import Report, rank_correlation, risk_coverage_area, vote_entropy
 
 # %% ../nbs/43_contrasts.ipynb #c9e7be98
@@ -322,7 +323,7 @@ def verdict(found: Difference, corrected: float | None, finished: bool, margin: 
     if not finished:
         return "not finished"
     small = found.smaller_than(margin)
-    if small is None or corrected is None or found.seeds < 3:
+    if small is None or corrected is None or found.seeds < FEWEST_SEEDS:
         return "open"
     if small < 0.05:
         return "no difference"

@@ -53,7 +53,7 @@ def loss_bounds(method: Method, counts: Tensor | Sequence[int], noise: float = 0
 FLAT_RECALL = 0.015  # of mean recall, along the line through the window; or two standard errors of it, where these are more
 FLAT_LOSS = 0.05  # of the blind loss, along the line through the window
 RISEN = 0.02  # of the blind loss, from the lowest validation loss to the last, each a mean of three epochs
-FITTED = 0.5  # share of the way from the blind loss to the floor
+FITTED = 0.6  # share of the way from the blind loss to the floor
 FEWEST = 6  # epochs of which something can be told
 
 
