@@ -31,7 +31,7 @@ os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')
 os.environ["MPLBACKEND"] = "Agg"
 GPU = ROOT / "results" / "gpu"
 NOTEBOOKS = ("11_cbam", "13_uncertainty", "20_methods", "22_rul", "31_batches", "34_training")
-SETTINGS = ("cross_entropy", "rul", "cucn", "rul-shuffled", "rul-half", "rul-none", "cross_entropy+w", "rul+w", "cucn-open", "rul-other")
+SETTINGS = ("cross_entropy", "rul", "cucn", "rul-shuffled", "rul-half", "rul-none", "cross_entropy+w", "rul+w", "cucn-open", "rul-other", "mek")
 
 
 def part_methods(device: str) -> dict[str, Any]:
@@ -93,13 +93,14 @@ def queues(settings: list[str], fer2013: Path | None, workers: int, device: str,
     if small:
         grids = [[*cells, "faces", "--epochs", "1", "--seeds", "0", "--settings", "cross_entropy", "rul", "--device", device]]
         return [[*grids] for _ in range(workers)]
-    faces = [*cells, "faces", "--device", device, "--seeds", "1", "2"]
-    ladder = [[*cells, "ladder", "--device", device, "--epochs", str(epochs)] for epochs in (15, 5, 60, 120)]
+    grids = [[*cells, "faces", "--device", device, "--settings", *settings]]
+    if fer2013:
+        grids.append([*cells, "fer2013", "--data", str(fer2013), "--device", device])
+    grids += [[*cells, "ladder", "--device", device, "--epochs", str(epochs)] for epochs in (15, 5, 60, 120)]
     first = [[*trials, "--part", f"{k}/3"] for k in (1, 2, 3)]
     if fer2013:
         first += [[*trials, "--data", str(fer2013), "--part", f"{k}/3"] for k in (1, 2, 3)]
-    plain = [*faces, "--settings", *settings]
-    return [[*first[k:k + 1], plain, *ladder] for k in range(workers)]
+    return [[*first[k:k + 1], *grids] for k in range(workers)]
 
 
 class Workers:
@@ -241,10 +242,9 @@ def main() -> int:
         try:
             done = subprocess.run([sys.executable, __file__, "--notebook", name], cwd=ROOT, capture_output=True, text=True,
                                   timeout=max(10.0, cells_end - time.time()))
-            last = done.stderr.strip().splitlines()[-1:] if done.returncode else []
-            path.write_text(json.dumps({"exit": done.returncode, "seconds": round(time.time() - began, 1), "device": arguments.device,
-                                        "end": last}, indent=1) + "\n", "utf-8")
-            note(name, f"FAILED: {last}" if done.returncode else "done")
+            if done.returncode == 0:
+                path.write_text(json.dumps({"seconds": round(time.time() - began, 1), "device": arguments.device}) + "\n", "utf-8")
+            note(name, "done" if done.returncode == 0 else f"FAILED: {done.stderr.strip().splitlines()[-1:]}")
         except subprocess.TimeoutExpired:
             note(name, "took too long and was stopped")
     while workers.busy() and time.time() < cells_end:
