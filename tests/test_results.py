@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
+from cucn_nb import datasets, methods
 from cucn_nb.experiments import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,3 +68,11 @@ def test_kept_answers_give_the_numbers_of_their_records():
             assert abs(right.mean() - record["evaluation"]["overall"]) < 0.002  # equal in float16 they may be
             assert [len(kept[f"{split}_row"]) for split in ("train", "valid", "test")] == [
                 *(record["data"][split]["count"] for split in ("train", "valid")), record["evaluation"]["count"]]
+
+
+def test_the_trunk_is_the_one_that_its_record_tells_of():
+    folder = ROOT / "results" / "networks"
+    record = json.loads((folder / "faces_trunk.json").read_text("utf-8"))
+    assert hashlib.sha256((folder / "faces_trunk.safetensors").read_bytes()).hexdigest() == record["sha256"]
+    assert record["unexplained_variance"][-1] < 0.4 and record["data"]["fingerprint"] == datasets.read("faces").fingerprint()
+    methods.create("cucn", counts=[10] * 7, image_size=64, stem="small", width=16, cbam="open", weights=str(folder / "faces_trunk.safetensors"))
