@@ -83,7 +83,8 @@ class Progress:
         if self.loss_fall is not None and self.loss_fall >= FLAT_LOSS:
             said.append(f"validation loss still fell by {100 * self.loss_fall:.0f} % of the blind loss in the last {self.window} epochs")
         if self.way < FITTED and not self.turned:
-            said.append(f"the training loss has gone {100 * max(self.way, 0):.0f} % of its way, and the validation loss has not turned")
+            gone = min(round(100 * max(self.way, 0)), round(100 * FITTED) - 1)  # never the mark itself
+            said.append(f"the training loss has gone {gone} % of its way, and the validation loss has not turned")
         return said
 
     @property

@@ -69,11 +69,15 @@ def part_methods(device: str) -> dict[str, Any]:
 
 
 def part_tests(seconds: float) -> tuple[bool, str]:
-    """Run the tests that only a GPU can run; returns whether they passed, and the last line."""
+    """Run the tests that are about a GPU; returns whether they passed, and the last line."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_resume.py", "-k", "gpu or cuda"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False, "took too long"
     print(done.stdout[-1500:], flush=True)
-    return done.returncode == 0, done.stdout.strip().splitlines()[-1]
+    last = (done.stdout.strip() or done.stderr.strip() or "said nothing").splitlines()[-1]
+    return done.returncode == 0, last
 
 
 def part_speed(device: str, seconds: float, small: bool) -> bool:
@@ -88,7 +92,10 @@ def part_speed(device: str, seconds: float, small: bool) -> bool:
 
 
 def queues(settings: list[str], fer2013: Path | None, workers: int, device: str, small: bool) -> list[list[list[str]]]:
-    """List what each process does, one command after the other: the trials are dealt out, the cells are shared by their locks."""
+    """List what each process does, one command after the other: the trials are dealt out, the cells are shared by their locks.
+
+    Every third process begins with the second grid: cells of FER2013 are long, and would not end if they were begun late.
+    """
     cells, trials = ["tools/run_experiments.py"], ["tools/run_trials.py", "--device", device]
     if small:
         grids = [[*cells, "faces", "--epochs", "1", "--seeds", "0", "--settings", "cross_entropy", "rul", "--device", device]]
@@ -100,7 +107,8 @@ def queues(settings: list[str], fer2013: Path | None, workers: int, device: str,
     first = [[*trials, "--part", f"{k}/3"] for k in (1, 2, 3)]
     if fer2013:
         first += [[*trials, "--data", str(fer2013), "--part", f"{k}/3"] for k in (1, 2, 3)]
-    return [[*first[k:k + 1], *grids] for k in range(workers)]
+    later = first[workers:]  # more trials than processes
+    return [[*first[k:k + 1], *(later if k == 0 else []), *(grids if k % 3 else [*grids[1:2], *grids])] for k in range(workers)]
 
 
 class Workers:
@@ -173,6 +181,16 @@ def run_cells_of(notebook: str) -> None:
             exec(compile(source, f"{notebook} cell {number}", "exec"), space)
 
 
+def bring_home(out: Path, start: float, summary: dict[str, Any]) -> None:
+    """Copy the records that are new into FOLDER/records.tar, with a summary beside it."""
+    new = [found for found in (ROOT / "results").rglob("*") if found.is_file() and found.stat().st_mtime >= start]
+    with tarfile.open(out / "records.tar", "w") as archive:
+        for found in new:
+            archive.add(found, found.relative_to(ROOT))
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    print(f"{len(new)} new files, {time.time() - start:.0f} s", flush=True)
+
+
 def main() -> int:
     """Run the parts that have no record yet, while there is time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,59 +234,57 @@ def main() -> int:
     cells_end = end - 60 * arguments.speed_minutes - 20
     jobs = queues(arguments.settings, folder, arguments.workers, arguments.device, arguments.small)
     workers = Workers(jobs, cells_end + 60 * arguments.then, arguments.out / "cells.log")
-    path = GPU / f"methods{suffix}.json"
-    if path.exists():
-        note("methods", "has a record")
-    else:
-        try:
-            path.write_text(json.dumps(part_methods(arguments.device), indent=1) + "\n", "utf-8")
-            note("methods", "done")
-        except Exception as error:  # the parts after it have their own worth
-            note("methods", f"FAILED: {type(error).__name__}: {error}")
-    path = GPU / f"tests{suffix}.json"
-    if path.exists():
-        note("tests", "has a record")
-    else:
-        passed, last = part_tests(max(60.0, cells_end - time.time()))
-        if passed:
-            path.write_text(json.dumps({"passed": last}) + "\n", "utf-8")
-        note("tests", "done" if passed else f"FAILED: {last}")
-    for name in NOTEBOOKS:
-        path = GPU / f"notebook_{name}{suffix}.json"
-        if path.exists() or time.time() > cells_end:
-            note(name, "has a record" if path.exists() else "no time left")
-            continue
-        began = time.time()
-        try:
-            done = subprocess.run([sys.executable, __file__, "--notebook", name], cwd=ROOT, capture_output=True, text=True,
-                                  timeout=max(10.0, cells_end - time.time()))
-            if done.returncode == 0:
-                path.write_text(json.dumps({"seconds": round(time.time() - began, 1), "device": arguments.device}) + "\n", "utf-8")
-            note(name, "done" if done.returncode == 0 else f"FAILED: {done.stderr.strip().splitlines()[-1:]}")
-        except subprocess.TimeoutExpired:
-            note(name, "took too long and was stopped")
-    while workers.busy() and time.time() < cells_end:
-        time.sleep(1)
-    workers.stop()
-    said = (arguments.out / "cells.log").read_text("utf-8", "replace").splitlines()
-    print("\n".join(line for line in said if line.startswith("{'source'") or "Error" in line), flush=True)
-    note("cells", f"{sum(line.endswith(': done') for line in said)} done; {len(workers.exits)} commands, exits {sorted(set(workers.exits))}")
-    if daemon:
-        daemon.terminate()
-    if arguments.speed_minutes:
-        for name in [name for name in os.environ if name.startswith("CUDA_MPS_")]:
-            del os.environ[name]
-        try:
-            note("speed", "complete" if part_speed(arguments.device, left() - 5, arguments.small) else "FAILED")
-        except subprocess.TimeoutExpired:
-            note("speed", "stopped: what was measured is kept")
-    new = [found for found in (ROOT / "results").rglob("*") if found.is_file() and found.stat().st_mtime >= start]
-    with tarfile.open(arguments.out / "records.tar", "w") as archive:
-        for found in new:
-            archive.add(found, found.relative_to(ROOT))
-    (arguments.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
-    print(f"{len(new)} new files, {time.time() - start:.0f} s", flush=True)
-    return 0
+    try:
+        path = GPU / f"methods{suffix}.json"
+        if path.exists() and "answers_from_the_file" in path.read_text("utf-8"):
+            note("methods", "has a record")
+        else:
+            try:
+                path.write_text(json.dumps(part_methods(arguments.device), indent=1) + "\n", "utf-8")
+                note("methods", "done")
+            except Exception as error:  # the parts after it have their own worth
+                note("methods", f"FAILED: {type(error).__name__}: {error}")
+        path = GPU / f"tests{suffix}.json"
+        if path.exists():
+            note("tests", "has a record")
+        else:
+            passed, last = part_tests(max(60.0, cells_end - time.time()))
+            if passed and (arguments.device == "cuda" or arguments.small):  # elsewhere they are skipped
+                path.write_text(json.dumps({"passed": last}) + "\n", "utf-8")
+            note("tests", "done" if passed else f"FAILED: {last}")
+        for name in NOTEBOOKS:
+            path = GPU / f"notebook_{name}{suffix}.json"
+            if path.exists() or time.time() > cells_end:
+                note(name, "has a record" if path.exists() else "no time left")
+                continue
+            began = time.time()
+            try:
+                done = subprocess.run([sys.executable, __file__, "--notebook", name], cwd=ROOT, capture_output=True, text=True,
+                                      timeout=max(10.0, cells_end - time.time()))
+                if done.returncode == 0:
+                    path.write_text(json.dumps({"seconds": round(time.time() - began, 1), "device": arguments.device}) + "\n", "utf-8")
+                note(name, "done" if done.returncode == 0 else f"FAILED: {done.stderr.strip().splitlines()[-1:]}")
+            except subprocess.TimeoutExpired:
+                note(name, "took too long and was stopped")
+        while workers.busy() and time.time() < cells_end:
+            time.sleep(1)
+        workers.stop()
+        said = (arguments.out / "cells.log").read_text("utf-8", "replace").splitlines()
+        print("\n".join(line for line in said if line.startswith("{'source'") or "Error" in line), flush=True)
+        note("cells", f"{sum(line.endswith(': done') for line in said)} done; {len(workers.exits)} commands, exits {sorted(set(workers.exits))}")
+        if daemon:
+            daemon.terminate()
+        if arguments.speed_minutes:
+            for name in [name for name in os.environ if name.startswith("CUDA_MPS_")]:
+                del os.environ[name]
+            try:
+                note("speed", "complete" if part_speed(arguments.device, left() - 5, arguments.small) else "FAILED")
+            except subprocess.TimeoutExpired:
+                note("speed", "stopped: what was measured is kept")
+    finally:  # what is measured comes home whatever happens
+        workers.stop()
+        bring_home(arguments.out, start, summary)
+    return int(any("FAILED" in str(what) for what in summary.values()))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ SCHEDULE = TrainConfig.preset("scratch", lr=1e-3, classifier_lr=1e-3, precision=
 GRIDS = {
     "faces": Grid("faces", SCHEDULE, settings=FACES, noise=(0.0, 0.2), stem="small", width=16),
     "ladder": Grid("faces", SCHEDULE, settings=("cross_entropy", "rul", "cucn"), seeds=(0, 1), stem="small", width=16),
-    "fer2013": Grid("fer2013.csv", SCHEDULE, settings=("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "mek"),
+    "fer2013": Grid("fer2013.csv", TrainConfig.preset("scratch", precision="float32"),
+                    settings=("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "mek"),
                     seeds=(0, 1), stem="small", width=16),
 }
 

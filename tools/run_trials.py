@@ -1,4 +1,4 @@
-"""Try schedules on the validation images of seed 0, which the book's experiments then share; each trial that results/trials.json lacks is run.
+"""Try schedules on validation images, for the book's experiments and for `make demo`; each trial that results/trials.json lacks is run.
 
     python tools/run_trials.py                    the embedded faces
     python tools/run_trials.py --data FOLDER      those on FER2013
@@ -24,22 +24,31 @@ from cucn_nb.progress import judge_progress, loss_bounds
 from cucn_nb.training import TrainConfig, environment, fit
 
 RECORD = Path(__file__).resolve().parent.parent / "results" / "trials.json"
-MEK = [("faces", "mek", {"consistency": factor}, {}) for factor in (0.07, 0.3, 1.4)]
-FER2013 = [("fer2013", "cross_entropy", {}, {"lr": lr, "epochs": 10}) for lr in (1e-3, 2e-3, 4e-3)]
-TRIALS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [*MEK, *FER2013]  # source, setting, options of the method, changes of the preset
+TRUNK = Path("results") / "networks" / "faces_trunk.safetensors"
+Trial = tuple[str, str, dict[str, Any], dict[str, Any]]  # source, setting, options of the method, changes of the preset, seed and start
+MEK: list[Trial] = [("faces", "mek", {"consistency": factor}, {}) for factor in (0.07, 0.3, 1.4)]
+FER2013: list[Trial] = [("fer2013", "cross_entropy", {}, {"lr": lr, "epochs": 10}) for lr in (1e-3, 2e-3, 4e-3)]
+STEADY: list[Trial] = [("faces", setting, {}, {"seed": 2, "lr": 1e-3}) for setting in ("rul", "cucn-open")]
+FROM_TRUNK: list[Trial] = [("faces", setting, {}, {"seed": seed, "weights": TRUNK.name, "epochs": 17})
+                           for setting, seed in (("cucn", 1), ("cucn", 2), ("cucn-open", 0), ("cucn-open", 2))]
+TRIALS = [*MEK, *FER2013, *STEADY, *FROM_TRUNK]
 
 
 def run_trial(source: str, data: str, setting: str, options: dict[str, Any], changes: dict[str, Any], device: str) -> dict[str, Any]:
     """Train once and keep the curves."""
-    changes = {**changes, "classifier_lr": changes["lr"]} if "lr" in changes else changes
-    config = replace(TrainConfig.preset("scratch", precision="float32", device=device), **changes)
-    train, valid = protocols.stratified_split(datasets.read(data, "train"), 0.1, 0)
+    of_config = {name: value for name, value in changes.items() if name != "weights"}
+    of_config |= {"classifier_lr": changes["lr"]} if "lr" in changes else {}
+    config = replace(TrainConfig.preset("scratch", precision="float32", device=device), **of_config)
+    train, valid = protocols.stratified_split(datasets.read(data, "train"), 0.1, config.seed)
     name, own = SETTINGS[setting]
-    torch.manual_seed(0)
-    method = methods.create(name, train.num_classes, train.counts, train.image_size, stem="small", width=16, **{**own, **options})
+    weights = str(RECORD.parent.parent / TRUNK) if "weights" in changes else None
+    torch.manual_seed(config.seed)
+    method = methods.create(name, train.num_classes, train.counts, train.image_size, stem="small", width=16, weights=weights,
+                            **{**own, **options})
     history = fit(method, train, valid, config, verbose=False).history
     bounds = loss_bounds(method, train.counts)
-    return {"source": source, "setting": setting, "options": options, "image_size": train.image_size, "stem": "small", "width": 16,
+    return {"source": source, "setting": setting, "options": options, **{name: changes[name] for name in ("seed", "weights") if name in changes},
+            "image_size": train.image_size, "stem": "small", "width": 16,
             "epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr, "warm_up": config.warm_up,
             "way": judge_progress(history, config.epochs, bounds, valid.counts.tolist()).way, "loss": [entry["loss"] for entry in history],
             "consistency": [entry["consistency"] for entry in history] if "consistency" in history[-1] else None,
@@ -54,10 +63,12 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th trial from the I-th on")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
-    index, of = (int(number) for number in arguments.part.split("/"))
+    index, _, of = arguments.part.partition("/")
+    if not (index.isdigit() and of.isdigit() and 1 <= int(index) <= int(of)):
+        parser.error(f"--part {arguments.part}: give I/N, such as 2/3")
     record = json.loads(RECORD.read_text("utf-8"))
     wanted = [trial for trial in TRIALS if (trial[0] == "fer2013") == (arguments.data is not None)]
-    for source, setting, options, changes in wanted[index - 1::of]:
+    for source, setting, options, changes in wanted[int(index) - 1::int(of)]:
         asked = {"source": source, "setting": setting, "options": options, **changes}
         if any(all(trial.get(key) == value for key, value in asked.items()) for trial in record["trials"]):
             continue
