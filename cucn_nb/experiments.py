@@ -352,7 +352,7 @@ def table(records: Sequence[dict[str, Any]], names: dict[str, str], baseline: st
     Args:
         records: of one data set and one noise rate.
         names: heading of each column -> number, as `measure` takes it.
-        baseline: setting that the others are compared with; a gain whose interval leaves out 0 is in bold from three seeds on, and there is none where
+        baseline: setting that the others are compared with; a gain whose interval leaves out 0 is in bold from three seeds on, and none where
             a training of the two settings was not finished.
         scale: factor on all numbers, 100 for percent.
         digits: after the point.
