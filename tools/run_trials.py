@@ -31,7 +31,8 @@ FER2013: list[Trial] = [("fer2013", "cross_entropy", {}, {"lr": lr, "epochs": 10
 STEADY: list[Trial] = [("faces", setting, {}, {"seed": 2, "lr": 1e-3}) for setting in ("rul", "cucn-open")]
 FROM_TRUNK: list[Trial] = [("faces", setting, {}, {"seed": seed, "weights": TRUNK.name, "epochs": 17})
                            for setting, seed in (("cucn", 1), ("cucn", 2), ("cucn-open", 0), ("cucn-open", 2))]
-DEMO: list[Trial] = [("faces", "cucn-open", {}, {"seed": seed, "weights": TRUNK.name, "epochs": 14}) for seed in (0, 1, 2)]
+DEMO: list[Trial] = [("faces", "cucn-open", {}, {"seed": seed, "weights": TRUNK.name, "epochs": 14} | changes)
+                     for seed, changes in ((0, {}), (1, {}), (2, {}), (2, {"lr": 1e-3}))]
 TRIALS = [*MEK, *FER2013, *STEADY, *FROM_TRUNK, *DEMO]
 
 
