@@ -134,8 +134,8 @@ def judge_progress(history: Sequence[dict[str, Any]], planned: int, bounds: tupl
         fall = -_rise(losses[-window:]) / blind
         smooth = np.convolve(losses, np.ones(3) / 3, "valid") if len(losses) > 3 else np.asarray(losses)
         lowest = int(smooth.argmin())
-        fitted = [entry.get("labels", entry["loss"]) for entry in history][lowest + len(losses) - len(smooth)]  # training loss at that time
-        turned = lowest < len(smooth) - window and smooth[-1] > smooth[lowest] + RISEN * blind and last < fitted
+        loss_then = [entry.get("labels", entry["loss"]) for entry in history][lowest + len(losses) - len(smooth)]  # of training
+        turned = lowest < len(smooth) - window and smooth[-1] > smooth[lowest] + RISEN * blind and last < loss_then
     means = [entry["valid"]["mean"] for entry in history[-window:]]
     counts = [count for count in valid_counts if count]
     error = (np.mean(means) * (1 - np.mean(means)) * sum(1 / count for count in counts)) ** 0.5 / len(counts)  # of one mean recall
