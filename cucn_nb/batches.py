@@ -39,23 +39,20 @@ def random_stream(seed: int, purpose: str, epoch: int = 0, step: int = 0) -> Gen
 
 # %% ../nbs/31_batches.ipynb #9e28f435
 def cut_into_batches(order: Tensor, batch_size: int, smallest: int = 2) -> list[Tensor]:
-    """Cut an order of images into batches.
+    """Cut an order of images into batches of one size, give or take one image.
 
     Args:
         order: indices, int64 `[N]`.
-        batch_size: images a batch, at least `smallest`.
-        smallest: images that the last batch must have to stand alone: two for each process.
+        batch_size: the most images a batch, at least `smallest`.
+        smallest: images that a batch must have: two for each process.
     Returns:
-        Index tensors; all have `batch_size` entries but the last, which has `smallest` to `batch_size + smallest - 1`.
+        Index tensors, as few as can be; where N images cannot be cut into batches of `smallest` to `batch_size`, some have more.
     Raises:
         ValueError: the batch size or the number of images is below `smallest`.
     """
     if batch_size < smallest or len(order) < smallest:
         raise ValueError(f"{len(order)} images in batches of {batch_size}: training needs at least {smallest} images, and batches of {smallest}")
-    batches = list(order.split(batch_size))
-    if len(batches[-1]) < smallest:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    return list(order.tensor_split(min(-(-len(order) // batch_size), len(order) // smallest)))
 
 # %% ../nbs/31_batches.ipynb #85d27599
 SAMPLING = ("shuffled", "balanced")

@@ -19,12 +19,11 @@ from cucn_nb.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FACES = ("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "cucn-open", "mek", "rul-none", "rul-half", "rul-shuffled", "rul-other")
-SCHEDULE = TrainConfig.preset("scratch", lr=1e-3, classifier_lr=1e-3, precision="float32")  # half the rate: 42_experiments; float32 everywhere
+SCHEDULE = TrainConfig.preset("scratch", precision="float32")  # float32 everywhere
 GRIDS = {
     "faces": Grid("faces", SCHEDULE, settings=FACES, noise=(0.0, 0.2), stem="small", width=16),
     "ladder": Grid("faces", SCHEDULE, settings=("cross_entropy", "rul", "cucn"), seeds=(0, 1), stem="small", width=16),
-    "fer2013": Grid("fer2013.csv", TrainConfig.preset("scratch", precision="float32"),
-                    settings=("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "mek"),
+    "fer2013": Grid("fer2013.csv", SCHEDULE, settings=("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "mek"),
                     seeds=(0, 1), stem="small", width=16),
 }
 
