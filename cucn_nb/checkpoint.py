@@ -79,7 +79,7 @@ def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 # %% ../nbs/32_checkpoint.ipynb #9717c806
 def save_method(method: Method, path: str | Path, classes: Sequence[str]) -> None:
-    """Write a method as safetensors, with all that is needed to build it again in the header.
+    """Write a method as safetensors, with all that is needed to build it again in the header; `method.aids`, which only training needs, stays out.
 
     Args:
         method: made by `methods.create`.
@@ -93,7 +93,7 @@ def save_method(method: Method, path: str | Path, classes: Sequence[str]) -> Non
         raise ValueError(f"{len(classes)} class names for {method.num_classes} classes: they must agree")
     header = {"format": "cucn_nb 2", "settings": json.dumps(method.settings), "classes": json.dumps(list(classes)),
               "weights_origin": method.backbone.weights_origin}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items() if not name.startswith("aids.")}
     write_atomic(path, _in_order(safetensors.torch.save(tensors, header | {"sha256": _digest(header, tensors)})))
 
 

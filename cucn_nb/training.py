@@ -118,9 +118,10 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, images: Tensor, labels: Tensor, partner: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, labels: Tensor, partner: Tensor | None = None,
+                rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute loss and log of a batch; arguments and results as `Method.training_loss`."""
-        return self.method.training_loss(images, labels, partner)
+        return self.method.training_loss(images, labels, partner, rows)
 
 # %% ../nbs/34_training.ipynb #f2c1f30b
 def _use_bf16(config: TrainConfig, device_type: str) -> bool:
@@ -243,6 +244,8 @@ class _Engine:
         if config.sync_batchnorm and processes > 1:
             _share_batch_statistics(method, device)
         self.batches = Batches(train, config.batch_size, config.seed, device, rank, processes, config.sampling)
+        torch.manual_seed(random_stream(config.seed, "begin").initial_seed())
+        method.begin(train)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         method.to(device).to(memory_format=self.memory_format)
         self.optimiser, self.scheduler = _make_optimiser(method, config, self.batches.steps)
@@ -261,7 +264,7 @@ class _Engine:
             drawn = draw_partner(len(images), stream("pairs"), batch.labels if self.method.other_labels else None)
             partner = to_device(drawn, images.device)
         torch.manual_seed(stream("dropout").initial_seed())
-        return step(images, batch.labels, partner)
+        return step(images, batch.labels, partner, to_device(batch.position, images.device))
 
     def train_on(self, batch: Batch, stop: Interruption | None = None) -> None:
         """Do one step; all processes learn whether one of them is to stop after it."""
@@ -291,6 +294,7 @@ class _Engine:
 def _train_epoch(engine: _Engine, folder: "_Folder", stop: Interruption) -> None:
     """Train to the end of the epoch, from wherever in it the place is."""
     place, steps = engine.place, engine.batches.steps
+    engine.method.begin_epoch(place.epoch, engine.config.epochs)
     engine.step.train()
     start = time.perf_counter()
     for batch in tqdm(engine.batches.epoch(place.epoch, place.step), f"epoch {place.epoch + 1}", steps, initial=place.step, leave=False,

@@ -20,11 +20,12 @@ from ..class_weights import class_weights
 from .base import Method
 from .cross_entropy import CrossEntropy
 from .cucn import CUCN
+from .eac import EAC
 from .mek import MEK
 from .rul import RUL
 
 # %% ../../nbs/29_registry.ipynb #2b927874
-_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "mek": MEK}
+_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
@@ -68,9 +69,9 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
         stem: "imagenet", or "small" for images under 100 pixels.
         weights: None for random weights, "imagenet" to download torchvision's, or a file.
         width: channels of the trunk's first stage; 64 is the paper's network, 16 a light one for small images and few cores.
-        options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (cross_entropy and mek: False, cucn: True; "open" opens
-            its gates at the start), for rul and cucn `mixing` ("learned"; controls in `cucn_nb.uncertainty.MIXINGS`), for mek `consistency` (0.07)
-            and `epsilon` (0.1).
+        options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (False, cucn: True; "open" opens its gates at the
+            start), for rul and cucn `mixing` ("learned"; controls in `cucn_nb.uncertainty.MIXINGS`), for eac and mek `consistency` (5 and 0.07),
+            for mek `epsilon` (0.1).
     Returns:
         The method, in training mode; `.settings` holds these arguments, JSON-able.
     Raises:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/20_methods.ipynb #9cd56a8e
 from ..backbone import Trunk
+from ..datasets import FaceDataset
 
 # %% ../../nbs/20_methods.ipynb #2f9860ce
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each channel in 0..1; what torchvision's and the circulating face weights were trained with
@@ -35,6 +36,7 @@ class Method(nn.Module, ABC):
     other_labels: bool = False  # whether that partner has to have another label
     options: ClassVar[dict[str, Any]] = {}  # what `methods.create` lets a user choose, with the default: weight_scheme, cbam
     settings: dict[str, Any]  # the arguments of `methods.create` that made it
+    aids: nn.Module  # what only training needs, made by `begin`: part of a run's state, left out of model.safetensors
     mean: Tensor
     std: Tensor
     class_weights: Tensor | None
@@ -58,14 +60,22 @@ class Method(nn.Module, ABC):
     def logits_and_uncertainty(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Judge images in one pass: float `[B, 1 or 3, H, W]` in 0..1 -> logits `[B, C]` and uncertainty `[B]`, larger = less certain."""
 
+    def begin(self, train: FaceDataset) -> None:  # noqa: B027
+        """Look at the training images once, before the optimiser is made, and make `aids` if the method needs any; nothing by default."""
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:  # noqa: B027
+        """Do what depends on the epoch, counted from 0, of so many; again when a run goes on in the middle of it. Nothing by default."""
+
     @abstractmethod
-    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None,
+                      rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Args:
             images: float `[B, 1 or 3, H, W]` in 0..1.
             labels: int64 `[B]`.
             partner: partner of each row, int64 `[B]`; only for methods that mix.
+            rows: where in the training set the images stand, int64 `[B]`; only for methods that keep something for each of them.
         Returns:
             Scalar loss, and detached 0-d tensors to log.
         """

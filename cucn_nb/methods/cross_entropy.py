@@ -38,8 +38,9 @@ class CrossEntropy(Method):
         logits = self.classifier(self.backbone(self.prepare(images)).mean((2, 3)))
         return logits, 1 - logits.float().softmax(1).amax(1)
 
-    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the weighted cross-entropy of a batch; `partner` is not used. Returns the scalar and {"loss", "accuracy"}."""
+    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None,
+                      rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the weighted cross-entropy of a batch; `partner` and `rows` are not used. Returns the scalar and {"loss", "accuracy"}."""
         logits = self(images)
         loss = weighted_cross_entropy(logits, labels, self.class_weights)
         return loss, {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean().detach()}

@@ -15,11 +15,11 @@ from torch import Tensor
 
 # %% ../../nbs/24_mek.ipynb #701784d9
 from ..backbone import Trunk
-from ..losses import class_consistency, rebalanced_smooth_labels
-from .cross_entropy import CrossEntropy
+from ..losses import rebalanced_smooth_labels
+from .eac import EAC
 
 # %% ../../nbs/24_mek.ipynb #fa8dc66d
-class MEK(CrossEntropy):
+class MEK(EAC):
     """Mine knowledge about rare classes from all images: mirrored attention and smooth labels, both re-balanced.
 
     Args:
@@ -38,12 +38,12 @@ class MEK(CrossEntropy):
 
     def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None,
                  consistency: float = 0.07, epsilon: float = 0.1) -> None:
-        super().__init__(num_classes, backbone, map_shape, class_weights)
+        super().__init__(num_classes, backbone, map_shape, class_weights, consistency)
         if class_weights is None:
             raise ValueError('MEK re-balances by class weights and there are none: use weight_scheme="inverse" or another scheme')
-        if not (0 <= consistency < float("inf") and 0 <= epsilon <= 1):
-            raise ValueError(f"consistency={consistency}, epsilon={epsilon}: give at least 0, and a share in 0..1")
-        self.consistency, self.epsilon = consistency, epsilon
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon={epsilon}: give a share in 0..1")
+        self.epsilon = epsilon
 
     @property
     def targets(self) -> Tensor:
@@ -51,23 +51,19 @@ class MEK(CrossEntropy):
         assert self.class_weights is not None
         return rebalanced_smooth_labels(torch.arange(self.num_classes), self.class_weights.cpu().double(), self.epsilon)
 
-    def attention_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits `[B, C]` and the map of each class `[B, C, h, w]`; the classifier gets no gradient from the maps."""
-        last_map = self.backbone(self.prepare(images))
-        maps = torch.einsum("ck,bkhw->bchw", self.classifier.weight.detach(), last_map)
-        return self.classifier(last_map.mean((2, 3))), maps
-
     def batch_weight(self, labels: Tensor) -> Tensor:
         """Both terms are means over images, since the weights act on targets and classes: labels int64 `[B]` -> B, float64."""
         return torch.ones_like(labels).double().sum()
 
-    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute both terms; `partner` is not used.
+    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None,
+                      rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute both terms; `partner` and `rows` are not used.
 
         Args:
             images: float `[B, 1 or 3, H, W]` in 0..1, augmented; their mirror images are made here.
             labels: int64 `[B]`.
             partner: not used.
+            rows: not used.
         Returns:
             Scalar loss, and {"loss", "labels", "consistency", "consistency_0", ...}: the loss in nats, its two terms before their factors, and
             the consistency of each class before its weight.
@@ -76,9 +72,7 @@ class MEK(CrossEntropy):
         logits, maps = self.attention_maps(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         from_labels = F.cross_entropy(logits, rebalanced_smooth_labels(labels, self.class_weights, self.epsilon).to(logits))
-        by_class = from_labels.new_zeros(self.num_classes)
-        if self.consistency > 0:
-            by_class = class_consistency(maps, self.attention_maps(images.flip(3))[1])
+        by_class = self.mirrored_gap(images, maps)
         apart = (by_class * self.class_weights.to(by_class)).sum()
         loss = from_labels + self.consistency * apart
         return loss, {"loss": loss.detach(), "labels": from_labels.detach(), "consistency": apart.detach(),

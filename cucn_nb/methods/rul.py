@@ -58,13 +58,15 @@ class RUL(Method):
         last_map = self.backbone(self.prepare(images))
         return self.classifier(self.mu(last_map)), log_sigma(self.log_var(last_map)).squeeze(1).exp()
 
-    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None,
+                      rows: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the add-up loss of mixed features.
 
         Args:
             images: float `[B, 1 or 3, H, W]` in 0..1, B at least 2 in training mode.
             labels: int64 `[B]`.
             partner: partner of each row, int64 `[B]`, a permutation.
+            rows: not used.
         Returns:
             Scalar loss in nats, and {"loss", "sigma"}: the loss and the batch's mean sigma.
         Raises:
