@@ -40,7 +40,7 @@ class Train:
     """Train a method on a folder of faces and write a run folder: settings, metrics, weights, and the state to go on from."""
 
     out: Annotated[Path | None, _optional("FOLDER")] = None  # folder for the run; must be new or empty
-    method: Literal["cucn", "rul", "mek", "cross_entropy"] = "cucn"  # what to train
+    method: Literal["cucn", "rul", "mek", "eac", "scn", "cross_entropy"] = "cucn"  # what to train
     data: str = "faces"  # "faces" (rendered, embedded), a folder or a csv; `cucn data PATH` says what is recognised there
     layout: Annotated[str | None, _optional("LAYOUT")] = None  # what the data is, where it cannot be recognised, such as "raf-db folders"
     num_classes: Annotated[Literal[7, 8] | None, _optional("{7,8}")] = None  # 7 leaves contempt out of AffectNet or FERPlus; default: all classes
@@ -51,13 +51,16 @@ class Train:
     noise: Annotated[float | None, _optional("FLOAT")] = None  # change each training label with this probability; the run says how many changed
     noise_list: Annotated[Path | None, _optional("FILE")] = None  # take the training labels from a published list of noisy ones
     sampling: Literal["shuffled", "balanced"] = "shuffled"  # each image once an epoch, or each class equally often
-    preset: Literal["scratch", "paper", "raf-db", "mek"] = "scratch"  # random weights; as CUCN prints; RUL's for RAF-DB; MEK's
+    # for random weights; as CUCN prints; RUL's for RAF-DB; what MEK, EAC and SCN were published with
+    preset: Literal["scratch", "paper", "raf-db", "mek", "eac", "scn"] = "scratch"
     # weights of the classes in the loss: none, inverse, inverse_sqrt or effective; default: inverse for cucn and mek, else none
     weight_scheme: Annotated[Literal["none", "inverse", "inverse_sqrt", "effective"] | None, _optional("SCHEME")] = None
     # gates in the blocks, closed to a quarter at the start or open; default: yes (closed) for cucn, else no; not for rul
     cbam: Annotated[Literal["yes", "no", "open"] | None, _optional("{yes,no,open}")] = None
-    consistency: Annotated[float | None, _optional("FLOAT")] = None  # mek: factor of the attention consistency; default: 0.07
+    consistency: Annotated[float | None, _optional("FLOAT")] = None  # mek, eac: factor of the attention consistency; default: 0.07, 5
     epsilon: Annotated[float | None, _optional("FLOAT")] = None  # mek: mass of the smooth labels that other classes get; default: 0.1
+    # scn: which faces may get another label, those of little importance, all or none; default: low
+    relabel: Annotated[Literal["low", "all", "never"] | None, _optional("{low,all,never}")] = None
     weights: Annotated[str | None, _optional("imagenet|FILE")] = None  # start from "imagenet" (downloads) or from a file; default: random weights
     depth: Literal[18, 34, 50] = 18  # layers of the ResNet
     # default: small for images under 100 pixels, but imagenet where weights are given
@@ -100,7 +103,7 @@ class Train:
         out.parent.mkdir(parents=True, exist_ok=True)
         train, valid = _read_training(self.data, facts, config.image_size, out.with_name(f"{out.name}-left-out"))
         settings = {"weight_scheme": self.weight_scheme, "cbam": {"yes": True, "no": False, "open": "open", None: None}[self.cbam],
-                    "consistency": self.consistency, "epsilon": self.epsilon}
+                    "consistency": self.consistency, "epsilon": self.epsilon, "relabel": self.relabel}
         options = {name: value for name, value in settings.items() if value is not None}
         stem = self.stem or ("small" if train.image_size < 100 and self.weights is None else "imagenet")
         light = self.preset == "scratch" and self.weights is None

@@ -46,7 +46,7 @@ class TrainConfig:
     """How to train; make one with `TrainConfig.preset`.
 
     Source: "paper" CUCN (arXiv 2212.07751), section III-A; "raf-db" RUL (NeurIPS 2021), authors' network; "mek" a reproduction of MEK's ResNet
-    recipe; "scratch" ours, for random weights.
+    recipe; "eac" and "scn" their authors' scripts; "scratch" ours, for random weights.
     """
 
     epochs: int = 30  # passes over the training images
@@ -88,7 +88,7 @@ class TrainConfig:
         """Take a preset and change some fields.
 
         Args:
-            name: "scratch", "paper", "raf-db" or "mek".
+            name: "scratch", "paper", "raf-db", "mek", "eac" or "scn".
             changes: fields to replace.
         Returns:
             The settings.
@@ -108,6 +108,10 @@ PRESETS: dict[str, dict[str, Any]] = {
                "augmentation": Augmentation(flip=0.25, noise=0.25, erase=0.5)},
     "mek": {"epochs": 60, "batch_size": 32, "lr": 1e-4, "classifier_lr": 1e-4, "schedule": "exponential", "image_size": 224,
             "augmentation": Augmentation(flip=0.5, erase=0.5)},
+    "eac": {"epochs": 60, "batch_size": 32, "lr": 1e-4, "classifier_lr": 1e-4, "schedule": "exponential", "image_size": 224,
+            "augmentation": Augmentation(flip=0.0, erase=0.5)},
+    "scn": {"epochs": 70, "batch_size": 64, "lr": 1e-3, "classifier_lr": 1e-3, "schedule": "exponential", "image_size": 224,
+            "augmentation": Augmentation(flip=0.25, noise=0.25, erase=0.5)},
 }
 
 # %% ../nbs/34_training.ipynb #4850ca06

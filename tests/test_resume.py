@@ -18,6 +18,7 @@ from cucn_nb import augment, backbone, batches, checkpoint, guard, methods, trai
 from cucn_nb.checkpoint import load_state, older_state, save_state
 from cucn_nb.datasets import FaceDataset
 from cucn_nb.guard import FiniteGuard
+from cucn_nb.methods import scn
 from cucn_nb.training import TrainConfig, TrainingError, _Engine, fit, load_run
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, schedule="exponential", device="cpu", precision="float32")
@@ -432,3 +433,20 @@ def test_the_state_brings_a_finished_runs_model_back(tmp_path, capsys):
     (run / "model.safetensors").write_bytes(before[:1000])
     assert not main(["train", "--resume", str(run)])
     assert checkpoint.load_method(run / "model.safetensors")[1] == load_run(run).classes
+
+
+def test_what_only_training_needs_is_in_the_state_and_not_in_the_model(tmp_path, monkeypatch):
+    """SCN's exchanged labels: a run that goes on has them, and a model that answers does not."""
+    monkeypatch.setattr(scn, "RELABEL_FROM", 1)
+    monkeypatch.setattr(scn, "THRESHOLD", 0.0)
+    config = replace(CONFIG, epochs=4)
+    whole = train(tmp_path / "whole", config, "scn").method
+    train(tmp_path / "run", replace(CONFIG, epochs=2), "scn")
+    exchanged = load_state(tmp_path / "run" / "state.pt")["method"]["aids.labels"]
+    resumed = train(tmp_path / "run", config, "scn", resume=True).method
+    assert not torch.equal(exchanged, noise().labels) and not torch.equal(exchanged, resumed.aids.labels)
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+    loaded = load_run(tmp_path / "run").method
+    assert not hasattr(loaded, "aids") and {key for key in resumed.state_dict() if not key.startswith("aids.")} == loaded.state_dict().keys()
+    images = noise().images.float() / 255
+    assert torch.allclose(loaded(images), resumed.eval()(images), rtol=1e-4)

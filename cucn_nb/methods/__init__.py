@@ -23,9 +23,10 @@ from .cucn import CUCN
 from .eac import EAC
 from .mek import MEK
 from .rul import RUL
+from .scn import SCN
 
 # %% ../../nbs/29_registry.ipynb #2b927874
-_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK}
+_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK, "scn": SCN}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
@@ -71,7 +72,7 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
         width: channels of the trunk's first stage; 64 is the paper's network, 16 a light one for small images and few cores.
         options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (False, cucn: True; "open" opens its gates at the
             start), for rul and cucn `mixing` ("learned"; controls in `cucn_nb.uncertainty.MIXINGS`), for eac and mek `consistency` (5 and 0.07),
-            for mek `epsilon` (0.1).
+            for mek `epsilon` (0.1), for scn `relabel` ("low").
     Returns:
         The method, in training mode; `.settings` holds these arguments, JSON-able.
     Raises:
