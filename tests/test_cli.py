@@ -297,6 +297,14 @@ def test_a_refused_command_says_one_line_in_the_shell(run, tmp_path):
     assert done.returncode == 0 and done.stderr == "" and "ECE" in done.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`cucn train --help | head -1`: the help is longer than what a pipe holds before anybody reads it."""
+    process = subprocess.Popen([sys.executable, "-c", "from cucn_nb.cli import command; command()", "train", "--help"], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 141
+
+
 def test_the_page_of_a_run_loads_nothing(run):
     main(["report", str(run), "--split", "valid"])
     page = (run / "report-faces-valid.html").read_text()
