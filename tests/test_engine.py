@@ -32,7 +32,7 @@ def test_odd_batches_train_every_image_once(name, kind):
     labels, batch_size = ODD[kind]
     data = noise(labels)
     torch.manual_seed(0)
-    method = methods.create(name, counts=torch.full((7,), 10), image_size=32)
+    method = methods.create(name, counts=torch.full((7,), 10), image_size=32, width=16)
     before = method.classifier.weight.detach().clone()
     run = fit(method, data, data, TrainConfig(epochs=1, batch_size=batch_size, device="cpu", precision="float32"), verbose=False)
     assert run.complete and not torch.equal(before, method.classifier.weight)
@@ -47,7 +47,7 @@ def test_odd_batches_train_every_image_once(name, kind):
 
 def test_one_image_alone_is_refused():
     with pytest.raises(ValueError, match="at least 2 images"):
-        fit(methods.create("cross_entropy", image_size=32), noise(torch.tensor([1])), noise(torch.tensor([1])), TrainConfig(device="cpu"))
+        fit(methods.create("cross_entropy", image_size=32, width=16), noise(torch.tensor([1])), noise(torch.tensor([1])), TrainConfig(device="cpu"))
 
 
 def resident():
@@ -95,7 +95,7 @@ def test_a_gradient_that_overflows_changes_nothing(name, place):
     """The forward pass is finite: only the gradient, on its way back through one layer, is not."""
     data = noise(torch.arange(21) % 7)
     torch.manual_seed(0)
-    method = methods.create(name, counts=data.counts, image_size=32)
+    method = methods.create(name, counts=data.counts, image_size=32, width=16)
     layer, steps = method.get_submodule(place), []
 
     def spoil(module, inputs, output):

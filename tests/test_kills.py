@@ -52,7 +52,7 @@ def train(folder, name, save_seconds=0.0, config=CONFIG, pause=0.0):
         shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
     images = noise(36)
-    method = methods.create(name, counts=images.counts, image_size=32, stem="small")
+    method = methods.create(name, counts=images.counts, image_size=32, stem="small", width=16)
     return fit(method, images, noise(14), config, folder, resume=resume, verbose=False, save_seconds=save_seconds)
 
 
@@ -225,7 +225,7 @@ def little_room(tmp_path):
     """A disk that holds one state and a little more; where none can be mounted, None."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=250m", "tmpfs", place], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True).returncode:
         yield None
         return
     yield place
@@ -241,10 +241,10 @@ def test_a_full_disk_costs_the_save_and_not_the_run(little_room, whole, record):
             train(little_room / "run", "cross_entropy")
     assert load_state(little_room / "run" / "state.pt")["epoch"] < 2  # one that fitted
     assert not list((little_room / "run").glob(".*.part"))
-    subprocess.run(["mount", "-o", "remount,size=900m", little_room], check=True)
+    subprocess.run(["mount", "-o", "remount,size=60m", little_room], check=True)
     train(little_room / "run", "cross_entropy")
     assert equal(end_of(little_room / "run"), expected)
-    record(full_disk="tmpfs of 250 MB", resumed_to="the same bits")
+    record(full_disk="tmpfs of 16 MB", resumed_to="the same bits")
 
 
 @pytest.mark.parametrize("every", [3, 4])

@@ -42,7 +42,7 @@ def write(facts):
 """
 
 AS_IT_IS = HEAD + """
-method = methods.create("cucn", counts=data.counts + 1, image_size=32)
+method = methods.create("cucn", counts=data.counts + 1, image_size=32, width=16)
 before = method.classifier.weight.detach().clone()
 config = training.TrainConfig(epochs=2, batch_size=16, device="cpu", precision="float32")
 run = training.fit(method, data, data.subset(torch.arange(20)), config, out)
@@ -56,7 +56,7 @@ write(describe(method, judged=int(judged), moved=float((method.classifier.weight
 EXACT = HEAD + """
 from cucn_nb.methods import scn
 
-scn.RELABEL_FROM, scn.THRESHOLD = 0, 0.0  # labels are exchanged from the first step on
+scn.RELABEL_FROM, scn.THRESHOLD = 0, -1.0  # every label is exchanged for the answer, from the first step on
 
 
 def pairs(count, stream, labels=None):
@@ -70,7 +70,8 @@ def pairs(count, stream, labels=None):
 
 def train(name, **changes):
     torch.manual_seed(0)
-    method = methods.create(name, counts=data.counts + 1, image_size=32).double()
+    options = {"relabel": "all"} if name == "scn" else {}
+    method = methods.create(name, counts=data.counts + 1, image_size=32, width=16, **options).double()
     for module in method.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.eval()
@@ -79,7 +80,7 @@ def train(name, **changes):
             module.p = 0.0
     for key, value in changes.items():
         setattr(method, key, value)
-    config = training.TrainConfig(epochs=3, batch_size=13, lr=1e-3, classifier_lr=1e-3, schedule="exponential", device="cpu", precision="float32")
+    config = training.TrainConfig(epochs=1 if name == "scn" else 3, batch_size=13, lr=1e-3, classifier_lr=1e-3, schedule="exponential", device="cpu", precision="float32")
     losses, before = [], {name: p.detach().clone() for name, p in method.named_parameters()}
     with mock.patch.object(training, "draw_partner", pairs), mock.patch.object(training, "augment", lambda images, *_: images.double() / 255):
         engine = training._Engine(method, data, config)
@@ -106,7 +107,7 @@ STOPPED = HEAD + """
 import signal, warnings
 
 order, folder = sys.argv[2], out + "-" + sys.argv[2]
-method = methods.create("cucn", counts=data.counts + 1, image_size=32)
+method = methods.create("cucn", counts=data.counts + 1, image_size=32, width=16)
 config = training.TrainConfig(epochs=2, batch_size=16, device="cpu", precision="float32")
 valid, engine = data.subset(torch.arange(20)), training._Engine
 told, save, judge = [], training.save_state, training.evaluate
@@ -243,7 +244,8 @@ def test_two_processes_hold_the_same_labels(exact):
     one, first, second = (run["scn"] for run in exact)
     assert first["digest"] == second["digest"] and first["kept"] == second["kept"]
     given, labels, _ = first["kept"]
-    assert given == one["kept"][0] == noise().labels.tolist() and sum(a != b for a, b in zip(given, labels, strict=True)) > 49  # more than a part
+    assert given == one["kept"][0] == noise().labels.tolist()
+    assert sum(a != b for a, b in zip(given, labels, strict=True)) > 55  # more than the 50 that one of them saw in its one epoch
 
 
 def test_without_its_share_a_process_would_train_something_else(exact):
@@ -257,7 +259,7 @@ def test_the_weight_of_a_batch_is_what_its_loss_is_divided_by():
     images, labels = faces.images.double() / 255, faces.labels
     for name in set(methods.names()) - BY_RANK:
         torch.manual_seed(0)
-        method = methods.create(name, counts=torch.arange(1, 8) * 10, image_size=32).double().eval()
+        method = methods.create(name, counts=torch.arange(1, 8) * 10, image_size=32, width=16).double().eval()
         method.begin(faces)
         halves = [torch.arange(0, 8), torch.arange(8, 12)]
         partner = torch.cat([half.roll(1) for half in halves])

@@ -32,7 +32,7 @@ def noise(count=24, channels=3):
 
 def make(name="cross_entropy"):
     torch.manual_seed(0)
-    return methods.create(name, counts=noise().counts, image_size=32)
+    return methods.create(name, counts=noise().counts, image_size=32, width=16)
 
 
 def train(folder, config=CONFIG, name="cross_entropy", **options):
