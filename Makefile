@@ -27,7 +27,7 @@ $(VENV)/.installed: $(VENV)/.package
 
 demo: $(VENV)/.package
 	rm -rf runs/demo
-	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch --epochs 14 \
+	$(BIN)/cucn train --method cucn --data faces --out runs/demo --preset scratch --epochs 17 \
 		--weights results/networks/faces_trunk.safetensors --stem small --width 16 --cbam open
 	$(BIN)/cucn evaluate runs/demo
 	$(BIN)/cucn report runs/demo

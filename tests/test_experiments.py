@@ -141,7 +141,8 @@ def test_a_run_from_before_the_choice_of_sampling_loads_and_resumes(few, tmp_pat
 
     def fitted(config, folder, resume=False):
         torch.manual_seed(0)
-        return fit(methods.create("cross_entropy", image_size=32, stem="small", width=16), train, valid, config, tmp_path / folder, resume, verbose=False)
+        method = methods.create("cross_entropy", image_size=32, stem="small", width=16)
+        return fit(method, train, valid, config, tmp_path / folder, resume, verbose=False)
 
     fitted(config, "old")
     without_sampling(tmp_path / "old" / "config.json")

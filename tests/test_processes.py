@@ -80,7 +80,9 @@ def train(name, **changes):
             module.p = 0.0
     for key, value in changes.items():
         setattr(method, key, value)
-    config = training.TrainConfig(epochs=1 if name == "scn" else 3, batch_size=13, lr=1e-3, classifier_lr=1e-3, schedule="exponential", device="cpu", precision="float32")
+    epochs = 1 if name == "scn" else 3
+    config = training.TrainConfig(epochs=epochs, batch_size=13, lr=1e-3, classifier_lr=1e-3, schedule="exponential", device="cpu",
+                                  precision="float32")
     losses, before = [], {name: p.detach().clone() for name, p in method.named_parameters()}
     with mock.patch.object(training, "draw_partner", pairs), mock.patch.object(training, "augment", lambda images, *_: images.double() / 255):
         engine = training._Engine(method, data, config)

@@ -28,12 +28,8 @@ TRUNK = Path("results") / "networks" / "faces_trunk.safetensors"
 Trial = tuple[str, str, dict[str, Any], dict[str, Any]]  # source, setting, options of the method, changes of the preset, seed and start
 MEK: list[Trial] = [("faces", "mek", {"consistency": factor}, {}) for factor in (0.07, 0.3, 1.4)]
 FER2013: list[Trial] = [("fer2013", "cross_entropy", {}, {"lr": lr, "epochs": 10}) for lr in (1e-3, 2e-3, 4e-3)]
-STEADY: list[Trial] = [("faces", setting, {}, {"seed": 2, "lr": 1e-3}) for setting in ("rul", "cucn-open")]
-FROM_TRUNK: list[Trial] = [("faces", setting, {}, {"seed": seed, "weights": TRUNK.name, "epochs": 17})
-                           for setting, seed in (("cucn", 1), ("cucn", 2), ("cucn-open", 0), ("cucn-open", 2))]
-DEMO: list[Trial] = [("faces", "cucn-open", {}, {"seed": seed, "weights": TRUNK.name, "epochs": 14} | changes)
-                     for seed, changes in ((0, {}), (1, {}), (2, {}), (2, {"lr": 1e-3}))]
-TRIALS = [*MEK, *FER2013, *STEADY, *FROM_TRUNK, *DEMO]
+DEMO: list[Trial] = [("faces", "cucn-open", {}, {"seed": seed, "weights": TRUNK.name, "epochs": 17}) for seed in (0, 1, 2)]
+TRIALS = [*MEK, *FER2013, *DEMO]
 
 
 def run_trial(source: str, data: str, setting: str, options: dict[str, Any], changes: dict[str, Any], device: str) -> dict[str, Any]:

@@ -20,13 +20,15 @@ from ..class_weights import class_weights
 from .base import Method
 from .cross_entropy import CrossEntropy
 from .cucn import CUCN
+from .dacl import DACL
 from .eac import EAC
 from .mek import MEK
 from .rul import RUL
 from .scn import SCN
 
 # %% ../../nbs/29_registry.ipynb #2b927874
-_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK, "scn": SCN}
+_METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK, "scn": SCN,
+                                                  "dacl": DACL}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 

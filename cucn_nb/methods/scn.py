@@ -16,7 +16,7 @@ from torch import Tensor, nn
 # %% ../../nbs/25_scn.ipynb #506efaba
 from ..backbone import Trunk
 from ..datasets import FaceDataset
-from .base import max_over_processes
+from .base import over_processes
 from .cross_entropy import CrossEntropy
 
 # %% ../../nbs/25_scn.ipynb #488ddc54
@@ -126,5 +126,5 @@ class SCN(CrossEntropy):
             place = alpha.argsort(descending=True).argsort()
             wanted = wanted & (place >= int(HIGH * len(alpha) + 1e-9))
         new = torch.zeros_like(now).scatter_reduce(0, rows, torch.where(wanted, best.indices + 1, 0), "amax")  # 0: as it is
-        new = max_over_processes(new)
+        new = over_processes(new, "max")
         now.copy_(torch.where(new > 0, new - 1, now))
