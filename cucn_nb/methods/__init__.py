@@ -17,6 +17,7 @@ from torch import Tensor
 # %% ../../nbs/29_registry.ipynb #34c938e8
 from ..backbone import resnet
 from ..class_weights import class_weights
+from .ad_corre import AdCorre
 from .base import Method
 from .cross_entropy import CrossEntropy
 from .cucn import CUCN
@@ -28,7 +29,7 @@ from .scn import SCN
 
 # %% ../../nbs/29_registry.ipynb #2b927874
 _METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK, "scn": SCN,
-                                                  "dacl": DACL}
+                                                  "dacl": DACL, "ad_corre": AdCorre}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
