@@ -117,10 +117,14 @@ class Trunk(ResNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the last map: normalised images `[B, 3, H, W]`, H and W at least 32 -> `[B, K, h, w]`."""
+        return self.layer4(self.before_last_stage(images))
+
+    def before_last_stage(self, images: Tensor) -> Tensor:
+        """Compute what the last stage, `layer4`, reads: normalised images `[B, 3, H, W]`, H and W at least 32 -> a map of half its channels."""
         if min(images.shape[-2:]) < SMALLEST_IMAGE:
             raise ValueError(f"images are {images.shape[-2]}x{images.shape[-1]} pixels: resize them to at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}")
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.layer3(self.layer2(self.layer1(x)))
 
 # %% ../nbs/12_backbone.ipynb #9bb2e03a
 def resnet(depth: int = 18, cbam: bool | str = False, stem: str = "imagenet", weights: str | Path | None = None, width: int = 64) -> Trunk:

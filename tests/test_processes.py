@@ -230,7 +230,7 @@ def apart(one, other):
     return max(abs(a - b) for part, values in one["parameters"].items() for a, b in zip(values, other["parameters"][part], strict=True))
 
 
-WHOLE_BATCH = {"scn", "ad_corre"}  # their loss compares the rows of a batch, so that of its parts is another
+WHOLE_BATCH = {"scn", "ad_corre", "dmue"}  # their loss compares the rows of a batch, so that of its parts is another
 
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if name not in WHOLE_BATCH])

@@ -22,6 +22,7 @@ from .base import Method
 from .cross_entropy import CrossEntropy
 from .cucn import CUCN
 from .dacl import DACL
+from .dmue import DMUE
 from .eac import EAC
 from .mek import MEK
 from .rul import RUL
@@ -29,7 +30,7 @@ from .scn import SCN
 
 # %% ../../nbs/29_registry.ipynb #2b927874
 _METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK, "scn": SCN,
-                                                  "dacl": DACL, "ad_corre": AdCorre}
+                                                  "dacl": DACL, "ad_corre": AdCorre, "dmue": DMUE}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
