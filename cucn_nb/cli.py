@@ -67,6 +67,8 @@ class Train:
     epsilon: Annotated[float | None, _optional("FLOAT")] = None  # mek: mass of the smooth labels that other classes get; default: 0.1
     # scn: which faces may get another label, those of little importance, all or none; default: low
     relabel: Annotated[Literal["low", "all", "never"] | None, _optional("{low,all,never}")] = None
+    # remedy: the loss, against imbalance (logit_adjusted, ldam, focal) or noise; default: logit_adjusted
+    remedy: Annotated[Literal["logit_adjusted", "ldam", "focal", "label_smoothing", "generalised", "mixup"] | None, _optional("LOSS")] = None
     weights: Annotated[str | None, _optional("imagenet|FILE")] = None  # start from "imagenet" (downloads) or from a file; default: random weights
     depth: Literal[18, 34, 50] = 18  # layers of the ResNet
     # default: small for images under 100 pixels, but imagenet where weights are given
@@ -109,7 +111,7 @@ class Train:
         out.parent.mkdir(parents=True, exist_ok=True)
         train, valid = _read_training(self.data, facts, config.image_size, out.with_name(f"{out.name}-left-out"))
         settings = {"weight_scheme": self.weight_scheme, "cbam": {"yes": True, "no": False, "open": "open", None: None}[self.cbam],
-                    "consistency": self.consistency, "epsilon": self.epsilon, "relabel": self.relabel}
+                    "consistency": self.consistency, "epsilon": self.epsilon, "relabel": self.relabel, "remedy": self.remedy}
         options = {name: value for name, value in settings.items() if value is not None}
         stem = self.stem or ("small" if train.image_size < 100 and self.weights is None else "imagenet")
         light = self.preset == "scratch" and self.weights is None

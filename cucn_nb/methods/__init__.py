@@ -25,12 +25,14 @@ from .dacl import DACL
 from .dmue import DMUE
 from .eac import EAC
 from .mek import MEK
+from .remedy import Remedy
 from .rul import RUL
 from .scn import SCN
 
 # %% ../../nbs/29_registry.ipynb #2b927874
 _METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK, "scn": SCN,
-                                                  "dacl": DACL, "ad_corre": AdCorre, "dmue": DMUE}
+                                                  "dacl": DACL, "ad_corre": AdCorre, "dmue": DMUE,
+                                                  "remedy": Remedy}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
@@ -76,7 +78,8 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
         width: channels of the trunk's first stage; 64 is the paper's network, 16 a light one for small images and few cores.
         options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (False, cucn: True; "open" opens its gates at the
             start), for rul and cucn `mixing` ("learned"; controls in `cucn_nb.uncertainty.MIXINGS`), for eac and mek `consistency` (5 and 0.07),
-            for mek `epsilon` (0.1), for scn `relabel` ("low").
+            for mek `epsilon` (0.1), for scn `relabel` ("low"),
+            for remedy `remedy` ("logit_adjusted").
     Returns:
         The method, in training mode; `.settings` holds these arguments, JSON-able.
     Raises:
