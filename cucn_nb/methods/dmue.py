@@ -91,24 +91,28 @@ TURN = 9.0  # a, the authors' value for RAF-DB
 
 
 class Neck(nn.Module):
-    """Normalise the mean of a map, without a shift, and classify it.
+    """Normalise the mean of a map, without a shift.
 
     Args:
         channels: of the map.
-        classes: number of classes.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm, self.dropout = nn.BatchNorm1d(channels), nn.Dropout(0.5)
         self.norm.bias.requires_grad_(False)
-        self.classifier = nn.Linear(channels, classes, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, last_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features and logits: `[B, K, h, w]` -> `[B, K]`, `[B, classes]`."""
+        """Compute features, and what of them a classifier reads: `[B, K, h, w]` -> twice `[B, K]`."""
         features = self.norm(last_map.mean((2, 3)))
-        return features, self.classifier(self.dropout(features))
+        return features, self.dropout(features)
+
+
+def _small_classifier(channels: int, classes: int) -> nn.Linear:
+    """A linear layer without bias, nearly zero at first."""
+    layer = nn.Linear(channels, classes, bias=False)
+    nn.init.normal_(layer.weight, std=0.001)
+    return layer
 
 
 def _exact(numbers: Tensor) -> Tensor:
@@ -131,20 +135,20 @@ class DMUE(CrossEntropy):
 
     def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None) -> None:
         super().__init__(num_classes, backbone, map_shape, class_weights)
-        self.neck = Neck(map_shape[0], num_classes)
-        self.classifier = self.neck.classifier
+        self.neck, self.classifier = Neck(map_shape[0]), _small_classifier(map_shape[0], num_classes)
 
     def logits_and_uncertainty(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Judge images: float `[B, 1 or 3, H, W]` in 0..1 -> logits `[B, C]` and 1 - largest probability `[B]`."""
-        logits = self.neck(self.backbone(self.prepare(images)))[1]
+        logits = self.classifier(self.neck(self.backbone(self.prepare(images)))[1])
         return logits, 1 - logits.float().softmax(1).amax(1)
 
     def begin(self, train: FaceDataset) -> None:
-        """Make the branches, each from the last stage as it is, and the confidence: `aids.branches`, `aids.necks`, `aids.confidence`."""
+        """Make the branches, each from the last stage as it is, and the confidence: `aids.branches`, `aids.necks`, ..."""
         classes, channels = self.num_classes, self.classifier.in_features
         self.aids = nn.Module()
         self.aids.branches = nn.ModuleList(copy.deepcopy(self.backbone.layer4) for _ in range(classes))
-        self.aids.necks = nn.ModuleList(Neck(channels, classes - 1) for _ in range(classes))
+        self.aids.necks = nn.ModuleList(Neck(channels) for _ in range(classes))
+        self.aids.classifiers = nn.ModuleList(_small_classifier(channels, classes - 1) for _ in range(classes))
         self.aids.confidence = nn.Sequential(nn.Linear(2 * classes, classes), nn.PReLU(), nn.Linear(classes, 1), nn.Sigmoid())
         self.aids.register_buffer("up", torch.zeros(()))
         self.aids.register_buffer("down", torch.ones(()))
@@ -157,19 +161,19 @@ class DMUE(CrossEntropy):
 
     def _ask_branch(self, number: int, shared: Tensor, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give a branch's own loss, its similarity gap to the target branch, and the latent distribution of its class's faces `[n, C]`."""
-        branch, neck = self.aids.get_submodule(f"branches.{number}"), self.aids.get_submodule(f"necks.{number}")
+        branch, neck, classifier = (self.aids.get_submodule(f"{part}.{number}") for part in ("branches", "necks", "classifiers"))
         told, rest = labels != number, labels == number
         if int(told.sum()) < 2:  # nothing to normalise over; its parameters keep a gradient, of nought
-            nothing = torch.stack([p.sum() for part in (branch, neck) for p in part.parameters() if p.requires_grad]).sum() * 0
+            nothing = torch.stack([p.sum() for part in (branch, neck, classifier) for p in part.parameters() if p.requires_grad]).sum() * 0
             own, gap = nothing, nothing
         else:
-            seen, logits = neck(branch(shared[told]))
-            own = F.cross_entropy(_exact(logits), labels[told] - (labels[told] > number).long())
+            seen, read = neck(branch(shared[told]))
+            own = F.cross_entropy(_exact(classifier(read)), labels[told] - (labels[told] > number).long())
             gap = similarity_gap(_exact(seen), _exact(features[told]))
         with torch.no_grad():
             was = branch.training
             branch.eval(), neck.eval()
-            latent = latent_distribution(_exact(neck(branch(shared[rest]))[1]), number)
+            latent = latent_distribution(_exact(classifier(neck(branch(shared[rest]))[1])), number)
             branch.train(was), neck.train(was)
         return own, gap, latent
 
@@ -193,8 +197,8 @@ class DMUE(CrossEntropy):
         if self.training and len(images) < 2:
             raise ValueError("a batch of one image has no batch statistics: join it to another batch, or call eval() first")
         shared = self.backbone.before_last_stage(self.prepare(images))
-        features, logits = self.neck(self.backbone.layer4(shared))
-        logits = _exact(logits)
+        features, read = self.neck(self.backbone.layer4(shared))
+        logits = _exact(self.classifier(read))
         alike = similarity_to_classes(_exact(features), labels, self.num_classes)
         confidence = self.aids.get_submodule("confidence")(torch.cat([alike, F.one_hot(labels, self.num_classes).to(alike)], 1))
         from_labels = F.cross_entropy(_exact(confidence) * logits, labels)
