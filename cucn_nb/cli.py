@@ -67,7 +67,7 @@ class Train:
     epsilon: Annotated[float | None, _optional("FLOAT")] = None  # mek: mass of the smooth labels that other classes get; default: 0.1
     # scn: which faces may get another label, those of little importance, all or none; default: low
     relabel: Annotated[Literal["low", "all", "never"] | None, _optional("{low,all,never}")] = None
-    # remedy: the loss, against imbalance (logit_adjusted, ldam, focal) or noise; default: logit_adjusted
+    # remedy: the loss, against imbalance (logit_adjusted, ldam), easy images (focal) or noise; default: logit_adjusted
     remedy: Annotated[Literal["logit_adjusted", "ldam", "focal", "label_smoothing", "generalised", "mixup"] | None, _optional("LOSS")] = None
     weights: Annotated[str | None, _optional("imagenet|FILE")] = None  # start from "imagenet" (downloads) or from a file; default: random weights
     depth: Literal[18, 34, 50] = 18  # layers of the ResNet

@@ -245,11 +245,11 @@ class _Engine:
         self.accelerator, self.method, self.config, self.place = _make_accelerator(config), method, config, _Place()
         device, rank, processes = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         self.of_process = f"/{rank}" if rank else ""
-        if config.sync_batchnorm and processes > 1:
-            _share_batch_statistics(method, device)
         self.batches = Batches(train, config.batch_size, config.seed, device, rank, processes, config.sampling)
         torch.manual_seed(random_stream(config.seed, "begin").initial_seed())
         method.begin(train)
+        if config.sync_batchnorm and processes > 1:
+            _share_batch_statistics(method, device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         method.to(device).to(memory_format=self.memory_format)
         self.optimiser, self.scheduler = _make_optimiser(method, config, self.batches.steps)

@@ -55,8 +55,9 @@ write(describe(method, judged=int(judged), moved=float((method.classifier.weight
 # In float64, without dropout and augmentation, with frozen batch statistics and the same pairs inside each share. 98 images in batches of 13
 # and 12: shares of 7 and 6 images; three epochs are 24 steps.
 EXACT = HEAD + """
-from cucn_nb.methods import scn
+from cucn_nb.methods import remedy, scn
 
+remedy.DEFERRED = 0.5  # LDAM weighs classes in the last of three epochs
 scn.RELABEL_FROM, scn.THRESHOLD = 0, -1.0  # every label is exchanged for the answer, from the first step on
 
 
@@ -71,8 +72,8 @@ def pairs(count, stream, labels=None):
 
 def train(name, **changes):
     torch.manual_seed(0)
-    options = {"relabel": "all"} if name == "scn" else {}
-    method = methods.create(name, counts=data.counts + 1, image_size=32, width=16, **options).double()
+    options = {"scn": {"relabel": "all"}, "ldam": {"remedy": "ldam"}}.get(name, {})
+    method = methods.create("remedy" if name == "ldam" else name, counts=data.counts + 1, image_size=32, width=16, **options).double()
     for key, value in changes.items():
         setattr(method, key, value)
     epochs = 1 if name == "scn" else 3
@@ -101,7 +102,7 @@ def train(name, **changes):
     return describe(method, steps=config.epochs * engine.batches.steps, losses=losses, shares=shares, moved=moved, kept=kept)
 
 
-write({name: train(name) for name in methods.names()} | {"own weights": train("cucn", batch_weight=lambda labels: torch.ones(()))})
+write({name: train(name) for name in [*methods.names(), "ldam"]} | {"own weights": train("cucn", batch_weight=lambda labels: torch.ones(()))})
 """
 
 
@@ -233,13 +234,19 @@ def apart(one, other):
 WHOLE_BATCH = {"scn", "ad_corre", "dmue"}  # their loss compares the rows of a batch, so that of its parts is another
 
 
-@pytest.mark.parametrize("name", [name for name in methods.names() if name not in WHOLE_BATCH])
+@pytest.mark.parametrize("name", [name for name in [*methods.names(), "ldam"] if name not in WHOLE_BATCH])
 def test_two_processes_train_what_one_does(exact, name):
     one, first, second = (run[name] for run in exact)
     assert one["steps"] >= 20 and one["moved"] > 1e-3 and one["shares"] == [12, 13]
     assert first["digest"] == second["digest"] and first["shares"] == [6, 7] and second["shares"] == [6]
     assert first["losses"] == pytest.approx(one["losses"], rel=1e-6)  # in float32
     assert apart(one, first) < 1e-12
+    for alone, together in zip(one["kept"], first["kept"], strict=True):  # such as DACL's centers
+        assert torch.allclose(torch.tensor(alone, dtype=torch.float64), torch.tensor(together, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_two_processes_keep_the_same_answers(exact):
+    assert exact[1]["ad_corre"]["kept"] == exact[2]["ad_corre"]["kept"]
 
 
 def test_two_processes_hold_the_same_labels(exact):

@@ -131,18 +131,19 @@ def pytest(*arguments: str) -> bool:
     process = subprocess.Popen(("pytest", "--color=no", "--durations=15", *arguments), cwd=ROOT, env=threads | ENVIRONMENT,
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    counted = False
+    counted: dict[str, int] = {}
     for line in process.stdout:
         print(line, end="", flush=True)
         if re.search(r" in \d+(\.\d+)?s", line):
             for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", line):
-                pytest_counts[word] += int(number)
-                counted = counted or word in ("failed", "error")
+                counted[word] = int(number)
         elif " compared (" in line:
             cells = line.strip()
     done = process.wait() == 0
-    if not done and not counted:
-        pytest_counts["error"] += 1  # it did not run to its end, or compared too few cells
+    if not done and not counted.keys() & {"failed", "error"}:
+        counted["error"] = 1  # it did not run to its end, or compared too few cells
+    for word, number in counted.items():
+        pytest_counts[word] += number
     return done
 
 

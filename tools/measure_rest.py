@@ -2,7 +2,8 @@
 
     python tools/measure_rest.py      five minutes on two cores; writes results/rest_batch.json
 
-CUCN as `make demo` trains it, with the seed whose 4,450 training images leave two over after 139 batches of 32.
+CUCN from the trunk and with open gates, the first four of fourteen epochs, with the seed whose 4,450 training images leave
+two over after 139 batches of 32.
 """
 
 import json

@@ -29,7 +29,8 @@ def correlations(vectors: Tensor) -> Tensor:
         `[..., N, N]`, in -1..1; 0 where a vector is constant.
     """
     centred = F.normalize(vectors - vectors.mean(-1, keepdim=True), dim=-1)
-    return centred @ centred.mT
+    with torch.autocast(vectors.device.type, enabled=False):
+        return centred @ centred.mT
 
 # %% ../../nbs/27_ad_corre.ipynb #cd740086
 def feature_discriminator(embeddings: Tensor, labels: Tensor, right: Tensor) -> Tensor:
@@ -150,4 +151,4 @@ class AdCorre(CrossEntropy):
         answers = self.aids.get_buffer("answers")
         new = torch.stack([torch.ones_like(labels), right.long()], 1).to(answers)
         new = over_processes(torch.zeros_like(answers).index_add(0, labels, new), "sum")
-        answers.copy_(answers * (1 - new[:, 0].sum() / REMEMBERED).clamp(min=0) + new)
+        answers.copy_(answers * (1 - new[:, 0].sum() / REMEMBERED).clamp(min=0.01) + new)

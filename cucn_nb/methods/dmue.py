@@ -18,6 +18,7 @@ from torch import Tensor, nn
 # %% ../../nbs/28_dmue.ipynb #aae3dae9
 from ..backbone import Trunk
 from ..datasets import FaceDataset
+from .base import over_processes
 from .cross_entropy import CrossEntropy
 
 # %% ../../nbs/28_dmue.ipynb #b180e08c
@@ -61,7 +62,8 @@ def similarity_gap(one: Tensor, other: Tensor) -> Tensor:
         Scalar: mean squared difference of their tables of inner products, whose rows have length one.
     Source: DMUE (CVPR 2021), similarity preserving.
     """
-    return (F.normalize(one @ one.T) - F.normalize(other @ other.T)).square().mean()
+    with torch.autocast(one.device.type, enabled=False):  # in bfloat16 the tables would differ by rounding
+        return (F.normalize(one @ one.T) - F.normalize(other @ other.T)).square().mean()
 
 
 def similarity_to_classes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -79,8 +81,10 @@ def similarity_to_classes(features: Tensor, labels: Tensor, classes: int) -> Ten
     unit = F.normalize(features)
     others = 1 - torch.eye(len(labels)).to(unit)
     members = F.one_hot(labels, classes).to(unit)
-    total, count = (unit @ unit.T * others) @ members, others @ members
-    mean = (unit @ unit.T * others).sum(1, keepdim=True) / max(1, len(labels) - 1)
+    with torch.autocast(unit.device.type, enabled=False):
+        cosines = unit @ unit.T * others
+        total, count = cosines @ members, others @ members
+    mean = cosines.sum(1, keepdim=True) / max(1, len(labels) - 1)
     found = torch.where(count > 0, total / count.clamp(min=1), mean)
     low, high = found.amin(1, keepdim=True), found.amax(1, keepdim=True)
     return (found - low) / (high - low).clamp(min=1e-6)
@@ -163,7 +167,7 @@ class DMUE(CrossEntropy):
         """Give a branch's own loss, its similarity gap to the target branch, and the latent distribution of its class's faces `[n, C]`."""
         branch, neck, classifier = (self.aids.get_submodule(f"{part}.{number}") for part in ("branches", "necks", "classifiers"))
         told, rest = labels != number, labels == number
-        if int(told.sum()) < 2:  # nothing to normalise over; its parameters keep a gradient, of nought
+        if int(over_processes((told.sum() < 2).long(), "max")):  # somewhere nothing to normalise over; the parameters keep a gradient, of nought
             nothing = torch.stack([p.sum() for part in (branch, neck, classifier) for p in part.parameters() if p.requires_grad]).sum() * 0
             own, gap = nothing, nothing
         else:

@@ -32,7 +32,7 @@ def logit_adjusted(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         Scalar, in nats.
     Source: Menon et al. (ICLR 2021), tau = 1; balanced softmax, Ren et al. (NeurIPS 2020), is the same.
     """
-    return F.cross_entropy(logits + (counts / counts.sum()).log().to(logits), labels)
+    return F.cross_entropy(logits + (counts.double() / counts.sum()).log().to(logits), labels)
 
 # %% ../../nbs/28a_remedy.ipynb #da869a7a
 SCALE, LARGEST_MARGIN = 30.0, 0.5  # LDAM's, as its authors' code
@@ -109,6 +109,8 @@ class Remedy(CrossEntropy):
             raise ValueError(f"remedy={remedy!r} is unknown: choose one of {', '.join(REMEDIES)}")
         self.remedy = remedy
         self.mixup = v2.MixUp(num_classes=num_classes)
+        if remedy == "ldam":  # its logits are cosines, without a bias
+            self.classifier.bias.requires_grad_(False)
 
     def logits_and_uncertainty(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Judge images: float `[B, 1 or 3, H, W]` in 0..1 -> logits `[B, C]` and 1 - largest probability `[B]`."""
@@ -118,6 +120,10 @@ class Remedy(CrossEntropy):
         else:
             logits = self.classifier(feature)
         return logits, 1 - logits.float().softmax(1).amax(1)
+
+    def batch_weight(self, labels: Tensor) -> Tensor:
+        """What the loss of a batch is divided by: its images, or the sum of their weights once LDAM weighs: labels int64 `[B]` -> 0-d, float64."""
+        return self.aids.get_buffer("weights")[labels].double().sum() if hasattr(self, "aids") else super().batch_weight(labels)
 
     def begin(self, train: FaceDataset) -> None:
         """Count the classes: `aids.counts`, `aids.weights`, the latter evenly until LDAM weighs."""
@@ -142,7 +148,7 @@ class Remedy(CrossEntropy):
             partner: not used.
             rows: not used.
         Returns:
-            Scalar loss, and {"loss", "labels"}: the loss, and the cross-entropy of the answers in nats, less what mixed labels have of their own.
+            Scalar loss, and {"loss", "labels"}: the loss, and the cross-entropy of the answers in nats, with mixup that of mixed images.
         Raises:
             ValueError: `begin` was not called.
         """
@@ -155,9 +161,8 @@ class Remedy(CrossEntropy):
         logits = self(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         wanted = wanted.to(logits)
-        own = -torch.special.xlogy(wanted, wanted).sum(1).mean()  # the least that a mixed label can cost
         plain = F.cross_entropy(logits, wanted)
         loss = {"logit_adjusted": lambda: logit_adjusted(logits, labels, counts), "focal": lambda: focal(logits, labels),
                 "ldam": lambda: ldam(logits / SCALE, labels, margins(counts), weights), "generalised": lambda: generalised(logits, labels),
                 "label_smoothing": lambda: F.cross_entropy(logits, labels, label_smoothing=SMOOTHING), "mixup": lambda: plain}[self.remedy]()
-        return loss, {"loss": loss.detach(), "labels": (plain - own).detach()}
+        return loss, {"loss": loss.detach(), "labels": plain.detach()}

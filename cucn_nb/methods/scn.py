@@ -33,14 +33,14 @@ def rank_regularisation(importance: Tensor, margin: float = MARGIN) -> Tensor:
         Scalar, 0 where the gap is wide enough or one of the groups is empty.
     Source: SCN (CVPR 2020), rank regularisation.
     """
-    high = int(HIGH * len(importance) + 1e-9)  # 0.7 * 10 is a little under 7 in floating point
+    high = int(HIGH * len(importance) + 1e-9)  # 0.7 * 90 is a little under 63 in floating point
     if high in (0, len(importance)):
         return importance.sum() * 0
     ordered = importance.sort(descending=True).values
     return F.relu(margin - (ordered[:high].mean() - ordered[high:].mean()))
 
 # %% ../../nbs/25_scn.ipynb #8e4f96ad
-RELABEL_FROM, THRESHOLD = 10, 0.2  # the first epoch (from 0) that relabels; delta_2
+RELABEL_FROM, THRESHOLD = 9, 0.2  # the first epoch (from 0) that relabels: the tenth; delta_2
 RELABEL = ("low", "all", "never")
 
 
@@ -71,7 +71,8 @@ class SCN(CrossEntropy):
     def logits_and_importance(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Judge images: float `[B, 1 or 3, H, W]` in 0..1 -> logits `[B, C]`, scaled by the importance, and the importance `[B]`."""
         feature = self.backbone(self.prepare(images)).mean((2, 3))
-        alpha = self.importance(feature).sigmoid()
+        number = self.importance(feature)
+        alpha = number.to(torch.promote_types(number.dtype, torch.float32)).sigmoid()  # bfloat16 would make ties near 1
         return alpha * self.classifier(feature), alpha.squeeze(1)
 
     def logits_and_uncertainty(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +88,7 @@ class SCN(CrossEntropy):
         self.aids.register_buffer("relabelling", torch.zeros((), dtype=torch.bool))
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Relabel from the eleventh epoch on."""
+        """Relabel from the tenth epoch on."""
         self.aids.get_buffer("relabelling").fill_(epoch >= RELABEL_FROM and self.relabel != "never")
 
     def training_loss(self, images: Tensor, labels: Tensor, partner: Tensor | None = None,
