@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -46,15 +46,16 @@ class TrainConfig:
     """How to train; make one with `TrainConfig.preset`.
 
     Source: "paper" CUCN (arXiv 2212.07751), section III-A; "raf-db" RUL (NeurIPS 2021), authors' network; "mek" a reproduction of MEK's ResNet
-    recipe; "eac" and "scn" their authors' scripts; "scratch" ours, for random weights.
+    recipe; "eac", "scn", "dmue", "dacl" and "ad-corre" their authors' scripts; "scratch" ours, for random weights.
     """
 
     epochs: int = 30  # passes over the training images
     batch_size: int = 32  # images a step, over all processes
-    lr: float = 2e-3  # Adam's rate for trunk and heads; the largest, where the schedule is one cycle
-    classifier_lr: float = 2e-3  # Adam's rate for the classifier
-    weight_decay: float = 1e-4  # Adam's, added to the gradient
-    schedule: str = "one_cycle"  # "one_cycle" (each step) or "exponential" (times 0.9 after each epoch)
+    lr: float = 2e-3  # rate for trunk and heads; the largest, where the schedule is one cycle
+    classifier_lr: float = 2e-3  # rate for the classifier
+    weight_decay: float = 1e-4  # added to the gradient
+    optimiser: str = "adam"  # "adam" or "sgd" (momentum 0.9)
+    schedule: str = "one_cycle"  # "one_cycle", "exponential" (x 0.9 an epoch), "thirds" (x 0.1 at each) or "inverse_time" (1 / (1 + steps / 100,000))
     warm_up: float = 0.15  # share of the steps in which one cycle climbs to the largest rate
     augmentation: Augmentation = Augmentation(flip=0.5, shift=0.08)  # what happens to training images
     sampling: str = "shuffled"  # "shuffled" (every image once an epoch) or "balanced" (as many draws, each class equally likely)
@@ -67,8 +68,8 @@ class TrainConfig:
     sync_batchnorm: bool = False  # with several GPUs: batch statistics over the images of all of them, not of each
 
     def __post_init__(self) -> None:
-        choices = {"schedule": ("one_cycle", "exponential"), "sampling": SAMPLING, "device": ("auto", "cpu", "cuda"),
-                   "precision": ("auto", "bf16", "float32")}
+        choices = {"optimiser": ("adam", "sgd"), "schedule": ("one_cycle", "exponential", "thirds", "inverse_time"), "sampling": SAMPLING,
+                   "device": ("auto", "cpu", "cuda"), "precision": ("auto", "bf16", "float32")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(allowed)}")
@@ -88,7 +89,7 @@ class TrainConfig:
         """Take a preset and change some fields.
 
         Args:
-            name: "scratch", "paper", "raf-db", "mek", "eac" or "scn".
+            name: "scratch", "paper", "raf-db", "mek", "eac", "scn", "dmue", "dacl" or "ad-corre".
             changes: fields to replace.
         Returns:
             The settings.
@@ -112,6 +113,12 @@ PRESETS: dict[str, dict[str, Any]] = {
             "augmentation": Augmentation(flip=0.0, erase=0.5)},
     "scn": {"epochs": 70, "batch_size": 64, "lr": 1e-3, "classifier_lr": 1e-3, "schedule": "exponential", "image_size": 224,
             "augmentation": Augmentation(flip=0.25, noise=0.25, erase=0.5)},
+    "dmue": {"epochs": 36, "batch_size": 72, "lr": 1e-4, "classifier_lr": 1e-3, "schedule": "thirds", "image_size": 224, "sampling": "balanced",
+             "augmentation": Augmentation(flip=0.5, noise=0.25, erase=0.5)},
+    "dacl": {"epochs": 60, "batch_size": 64, "lr": 1e-2, "classifier_lr": 1e-2, "weight_decay": 5e-4, "optimiser": "sgd", "schedule": "thirds",
+             "image_size": 224, "augmentation": Augmentation(flip=0.5, shift=0.07)},
+    "ad-corre": {"epochs": 300, "batch_size": 50, "lr": 1e-3, "classifier_lr": 1e-3, "weight_decay": 0.0, "schedule": "inverse_time",
+                 "image_size": 224, "augmentation": Augmentation(flip=0.5, shift=0.08)},
 }
 
 # %% ../nbs/34_training.ipynb #4850ca06
@@ -170,13 +177,19 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             "threads": torch.get_num_threads(), "cpu_cores": os.cpu_count(), **versions}
 
 # %% ../nbs/34_training.ipynb #2de321fa
-def _make_optimiser(method: Method, config: TrainConfig, steps_per_epoch: int) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LRScheduler]:
-    """Make Adam over the method's groups, and the schedule, which is stepped after every batch."""
-    optimiser = torch.optim.Adam(method.parameter_groups(config.lr, config.classifier_lr), weight_decay=config.weight_decay, fused=True)
+def _make_optimiser(method: Method, config: TrainConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Make the optimiser over the method's groups, and the schedule, which is stepped after every batch."""
+    groups, decay = method.parameter_groups(config.lr, config.classifier_lr), config.weight_decay
+    optimiser: torch.optim.Optimizer = (torch.optim.SGD(groups, momentum=0.9, weight_decay=decay, fused=True) if config.optimiser == "sgd"
+                                        else torch.optim.Adam(groups, weight_decay=decay, fused=True))
     if config.schedule == "one_cycle":
         return optimiser, torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, [config.lr, config.classifier_lr], config.epochs * steps_per_epoch, pct_start=config.warm_up)
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.9 ** (step // steps_per_epoch))
+            optimiser, [group["lr"] for group in groups], config.epochs * steps_per_epoch, pct_start=config.warm_up)
+    factors: dict[str, Callable[[int], float]] = {
+        "exponential": lambda step: 0.9 ** (step // steps_per_epoch),
+        "thirds": lambda step: 0.1 ** (3 * (step // steps_per_epoch) // config.epochs),
+        "inverse_time": lambda step: 1 / (1 + 1e-5 * step)}
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factors[config.schedule])
 
 # %% ../nbs/34_training.ipynb #25f9cbe4
 @dataclass
@@ -513,7 +526,7 @@ def _explain(engine: _Engine, step: int, data: FaceDataset) -> str:
 
 # %% ../nbs/34_training.ipynb #cc347c3c
 LATER: dict[str, Any] = {  # settings that older records lack, and what was done then
-    "warm_up": 0.3, "sampling": "shuffled", "channels_last": True, "compile": False, "sync_batchnorm": False}
+    "warm_up": 0.3, "optimiser": "adam", "sampling": "shuffled", "channels_last": True, "compile": False, "sync_batchnorm": False}
 
 # %% ../nbs/34_training.ipynb #ae943603
 CHANGEABLE = ("precision", *(f"training.{name}" for name in (  # what `fit` can be allowed to change
@@ -605,7 +618,7 @@ def _read_notes(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore(engine: _Engine, state: dict[str, Any], out: Path) -> None:
-    """Put a state back. Rates come from the settings and the place, only Adam's moments from the state."""
+    """Put a state back. Rates come from the settings and the place, only the optimiser's moments from the state."""
     try:
         engine.method.load_state_dict(state["method"])
     except RuntimeError as error:  # torch says in many lines which tensors it lacks

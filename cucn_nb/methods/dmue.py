@@ -158,6 +158,12 @@ class DMUE(CrossEntropy):
         self.aids.register_buffer("down", torch.ones(()))
         self.aids.to(self.mean)
 
+    def parameter_groups(self, lr: float, classifier_lr: float) -> list[dict[str, Any]]:
+        """Split the parameters for the optimiser: those of all classifiers at `classifier_lr`, everything else at `lr`."""
+        last = [*self.classifier.parameters(), *self.aids.get_submodule("classifiers").parameters()]
+        known = set(map(id, last))
+        return [{"params": [p for p in self.parameters() if id(p) not in known], "lr": lr}, {"params": last, "lr": classifier_lr}]
+
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Set the weights of both kinds of branches."""
         for name, value in zip(("up", "down"), ramps(epoch, TURN), strict=True):

@@ -7,7 +7,7 @@ __all__ = ['SCALE', 'LARGEST_MARGIN', 'REMEDIES', 'SMOOTHING', 'DEFERRED', 'logi
            'generalised', 'Remedy']
 
 # %% ../../nbs/28a_remedy.ipynb #c04d8fc1
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ class Remedy(CrossEntropy):
     options: ClassVar[dict[str, Any]] = {"cbam": False, "remedy": "logit_adjusted"}
 
     def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None,
-                 remedy: str = "logit_adjusted") -> None:
+                 remedy: Literal["logit_adjusted", "ldam", "focal", "label_smoothing", "generalised", "mixup"] = "logit_adjusted") -> None:
         super().__init__(num_classes, backbone, map_shape, class_weights)
         if remedy not in REMEDIES:
             raise ValueError(f"remedy={remedy!r} is unknown: choose one of {', '.join(REMEDIES)}")

@@ -6,7 +6,7 @@
 __all__ = ['FEATURES', 'RUL']
 
 # %% ../../nbs/22_rul.ipynb #c35be632
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 # %% ../../nbs/22_rul.ipynb #17730811
 import torch
@@ -41,7 +41,7 @@ class RUL(Method):
     options: ClassVar[dict[str, Any]] = {"mixing": "learned"}
 
     def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None,
-                 mixing: str = "learned") -> None:
+                 mixing: Literal["learned", "half", "shuffled", "other_labels", "none"] = "learned") -> None:
         super().__init__(num_classes, backbone, FEATURES, class_weights)
         if mixing not in MIXINGS:
             raise ValueError(f"mixing={mixing!r} is unknown: choose one of {', '.join(MIXINGS)}")

@@ -6,7 +6,7 @@
 __all__ = ['HIGH', 'MARGIN', 'RELABEL_FROM', 'THRESHOLD', 'RELABEL', 'rank_regularisation', 'SCN']
 
 # %% ../../nbs/25_scn.ipynb #409279bd
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 # %% ../../nbs/25_scn.ipynb #58cb6e82
 import torch
@@ -61,7 +61,7 @@ class SCN(CrossEntropy):
     options: ClassVar[dict[str, Any]] = {"cbam": False, "relabel": "low"}
 
     def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None,
-                 relabel: str = "low") -> None:
+                 relabel: Literal["low", "all", "never"] = "low") -> None:
         super().__init__(num_classes, backbone, map_shape, class_weights)
         if relabel not in RELABEL:
             raise ValueError(f"relabel={relabel!r} is unknown: choose one of {', '.join(RELABEL)}")
