@@ -45,6 +45,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mek-labels": ("mek", {"consistency": 0.0}),
     "mek-attention": ("mek", {"epsilon": 0.0, "consistency": 0.07}),
     "mek": ("mek", {"consistency": 0.07}),
+    **{name: (name, {}) for name in ("eac", "scn", "dacl", "ad_corre", "dmue", "vtff", "t21dst", "wsfer")},
+    **{loss: ("remedy", {"remedy": loss}) for loss in ("logit_adjusted", "ldam", "focal", "label_smoothing", "generalised", "mixup")},
 }
 
 # %% ../nbs/42_experiments.ipynb #fcd51ad0

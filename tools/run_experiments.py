@@ -2,6 +2,7 @@
 
     python tools/run_experiments.py faces      settings x label noise x seeds on the embedded faces, from random weights
     python tools/run_experiments.py fer2013 --data FOLDER      FER2013 with FERPlus's votes beside it
+    python tools/run_experiments.py field      every other method of the package, one seed, labels as annotated
     python tools/run_experiments.py ladder --epochs 15      three settings at another budget; into results/experiments/ladder-15
     python tools/run_experiments.py ... --part 2/4              the second of four jobs
     python tools/run_experiments.py faces --settings cucn rul --seeds 3 4 --epochs 60      some rows, other seeds, a longer schedule; into faces-60
@@ -19,9 +20,12 @@ from cucn_nb.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FACES = ("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "cucn-open", "mek", "rul-none", "rul-half", "rul-shuffled", "rul-other")
+FIELD = ("eac", "scn", "dacl", "ad_corre", "dmue", "vtff", "t21dst", "wsfer",
+         "logit_adjusted", "ldam", "focal", "label_smoothing", "generalised", "mixup")
 SCHEDULE = TrainConfig.preset("scratch", precision="float32")  # float32 everywhere
 GRIDS = {
     "faces": Grid("faces", SCHEDULE, settings=FACES, noise=(0.0, 0.2), stem="small", width=16),
+    "field": Grid("faces", SCHEDULE, settings=FIELD, seeds=(0,), stem="small", width=16),
     "ladder": Grid("faces", SCHEDULE, settings=("cross_entropy", "rul", "cucn"), seeds=(0, 1), stem="small", width=16),
     "fer2013": Grid("fer2013.csv", SCHEDULE, settings=("cross_entropy", "cross_entropy+w", "rul", "rul+w", "cucn", "mek"),
                     seeds=(0, 1), stem="small", width=16),

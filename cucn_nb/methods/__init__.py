@@ -28,11 +28,14 @@ from .mek import MEK
 from .remedy import Remedy
 from .rul import RUL
 from .scn import SCN
+from .t21dst import T21DST
+from .vtff import VTFF
+from .wsfer import WSFER
 
 # %% ../../nbs/29_registry.ipynb #2b927874
 _METHODS: dict[str, type[CrossEntropy | RUL]] = {"cross_entropy": CrossEntropy, "rul": RUL, "cucn": CUCN, "eac": EAC, "mek": MEK, "scn": SCN,
                                                   "dacl": DACL, "ad_corre": AdCorre, "dmue": DMUE,
-                                                  "remedy": Remedy}
+                                                  "vtff": VTFF, "t21dst": T21DST, "wsfer": WSFER, "remedy": Remedy}
 _all_ = ["create", "names", "weights_from_counts", "Method"]
 
 
@@ -76,10 +79,8 @@ def create(name: str, num_classes: int = 7, counts: Tensor | Sequence[int] | Non
         stem: "imagenet", or "small" for images under 100 pixels.
         weights: None for random weights, "imagenet" to download torchvision's, or a file.
         width: channels of the trunk's first stage; 64 is the paper's network, 16 a light one for small images and few cores.
-        options: `weight_scheme` (cross_entropy: "none", cucn and mek: "inverse"), `cbam` (False, cucn: True; "open" opens its gates at the
-            start), for rul and cucn `mixing` ("learned"; controls in `cucn_nb.uncertainty.MIXINGS`), for eac and mek `consistency` (5 and 0.07),
-            for mek `epsilon` (0.1), for scn `relabel` ("low"),
-            for remedy `remedy` ("logit_adjusted").
+        options: what the method's class has in `options`, each with its default, and explains in its docstring; many have `weight_scheme`, a
+            scheme of `cucn_nb.class_weights`, and `cbam`: False, True, or "open" for gates that start near one.
     Returns:
         The method, in training mode; `.settings` holds these arguments, JSON-able.
     Raises:

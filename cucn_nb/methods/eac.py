@@ -30,13 +30,13 @@ class EAC(CrossEntropy):
         consistency: factor of the consistency term, at least 0.
     Raises:
         ValueError: the factor is negative or not finite.
-    Source: EAC (Zhang et al., ECCV 2022); lambda = 5 is the authors' value.
+    Source: EAC (Zhang et al., ECCV 2022); the authors' lambda, for a network pretrained on faces, is 5.
     """
 
-    options: ClassVar[dict[str, Any]] = {"cbam": False, "consistency": 5.0}
+    options: ClassVar[dict[str, Any]] = {"cbam": False, "consistency": 0.07}
 
     def __init__(self, num_classes: int, backbone: Trunk, map_shape: tuple[int, int, int], class_weights: Tensor | None = None,
-                 consistency: float = 5.0) -> None:
+                 consistency: float = 0.07) -> None:
         super().__init__(num_classes, backbone, map_shape, class_weights)
         if not 0 <= consistency < float("inf"):
             raise ValueError(f"consistency={consistency}: give a factor of at least 0")

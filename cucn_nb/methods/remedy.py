@@ -93,7 +93,8 @@ class Remedy(CrossEntropy):
         backbone: images -> map.
         map_shape: K, h, w of the map.
         class_weights: not used.
-        remedy: one of `REMEDIES`.
+        remedy: the loss, one of `REMEDIES`: against imbalance ("logit_adjusted", "ldam"), for hard images ("focal"), against wrong or overconfident
+            labels ("label_smoothing", "generalised", "mixup").
     Raises:
         ValueError: the remedy is unknown.
     Source: Menon et al. (ICLR 2021), Cao et al. (NeurIPS 2019), Lin et al. (ICCV 2017), Szegedy et al. (CVPR 2016), Zhang and Sabuncu (NeurIPS

@@ -101,7 +101,7 @@ class WSFER(CrossEntropy):
         backbone: images -> map.
         map_shape: K, h, w of the map.
         class_weights: not used by WSFER.
-        trusted: whose labels are trusted: "votes", where at least `TRUST` of the votes agree, nobody's without votes; or "none", nobody's.
+        trusted: whose labels are trusted: "votes", where at least 80 % of the votes agree, nobody's without votes; or "none", nobody's.
     Raises:
         ValueError: `trusted` is unknown.
     Source: WSFER (Zhang, Xu and Xu, TMM 2022), reconstructed from the abstract; all formulas are ours.
