@@ -20,7 +20,7 @@ from cucn_nb.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES: list[tuple[dict[str, Any], int, int]] = [  # the network, images a step, turns
-    ({"image_size": 64, "stem": "small", "width": 16}, 32, 12), ({"image_size": 224, "stem": "imagenet", "width": 64}, 8, 5)]
+    ({"image_size": 64, "stem": "small", "width": 16}, 32, 12), ({"image_size": 224, "stem": "imagenet", "width": 64}, 8, 4)]
 
 
 def faces(count: int, side: int) -> FaceDataset:
