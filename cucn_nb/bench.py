@@ -395,7 +395,8 @@ def compare(folder: Path, method: str = "rul", image_size: int = 224, batch_size
 def as_text(record: dict[str, Any]) -> str:
     """Write a record of `compare` as lines to read."""
     facts, count = record["environment"], {"step": IN_A_ROW * record["batch_size"]}
-    lines = [f"{record['method']}, {record['image_size']} pixels, batch {record['batch_size']}, ours in {record['precision']}; "
+    precision = "float32" if record["precision"] == "no" else record["precision"]
+    lines = [f"{record['method']}, {record['image_size']} pixels, batch {record['batch_size']}, ours in {precision}; "
              f"{facts['device_model']}, {facts['threads']} threads, torch {facts['torch']}; public loop: {record['workers']} workers",
              f"{record['images']} files of 100 pixels: the public loop decodes them every epoch, ours reads its cache; a step: {IN_A_ROW} in a row",
              f"{'images a second':<26}{'public':>10}{'ours':>10}{'ratio':>8}   of turns in a row"]

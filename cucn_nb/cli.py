@@ -63,8 +63,9 @@ class Train:
     noise_list: Annotated[Path | None, _optional("FILE")] = None  # take the training labels from a published list of noisy ones
     # each image once an epoch, or each class equally often; default: the preset's
     sampling: Annotated[Literal["shuffled", "balanced"] | None, _optional("{shuffled,balanced}")] = None
-    # for random weights; as CUCN prints; RUL's for RAF-DB; what the methods of that name were published with
-    preset: Literal["scratch", "paper", "raf-db", "mek", "eac", "scn", "dmue", "dacl", "ad-corre"] = "scratch"
+    # scratch: ours, for random weights; paper: what CUCN prints; raf-db: RUL's; else schedule and augmentation that the method of that name was
+    # published with, for any method
+    preset: Literal["scratch", "paper", "raf-db", "mek", "eac", "scn", "dmue", "dacl", "ad_corre"] = "scratch"
     weights: Annotated[str | None, _optional("imagenet|FILE")] = None  # start from "imagenet" (downloads) or from a file; default: random weights
     depth: Literal[18, 34, 50] = 18  # layers of the ResNet
     # default: small for images under 100 pixels, but imagenet where weights are given
@@ -103,6 +104,7 @@ class Train:
         config = TrainConfig.preset(self.preset, seed=self.seed, device=self.device, precision=self.precision,
                                     compile=self.compile == "yes", sync_batchnorm=self.sync_batchnorm == "yes", **changes)
         config = config if self.lr is None else _at_rate(config, self.lr)
+        methods.create(self.method, counts=[1] * 7, image_size=32, width=16, **self.options)  # refuses impossible options before any data is read
         facts = _facts(self)
         out.parent.mkdir(parents=True, exist_ok=True)
         train, valid = _read_training(self.data, facts, config.image_size, out.with_name(f"{out.name}-left-out"))
@@ -172,26 +174,26 @@ def _train_with(method: str) -> Any:
     for name, option in method_options()[method].items():
         kind: Any = Literal[option.choices] if option.choices else type(option.default)
         shown = f"{{{','.join(option.choices)}}}" if option.choices else kind.__name__.upper()
-        words = tyro.conf.arg(metavar=shown, help=f"{method}: {option.words}; default: {option.default}", help_behavior_hint="")
-        added.append((name, Annotated[kind | None, words], None))
+        words = tyro.conf.arg(metavar=shown, help=f"{method}: {option.words}")
+        added.append((name, Annotated[kind, words], option.default))
     return make_dataclass("Train", [("train", Annotated[Train, tyro.conf.arg(name="")], Train()), *added], frozen=True,
                           namespace={"__doc__": Train.__doc__})
 
 
 def _named_method(arguments: list[str]) -> str:
-    """The method that a command line names, before the rest of it is understood."""
+    """The method that a command line names, before the rest of it is understood; the default where it names none, or one that there is not."""
     named = [after if word == "--method" else word.removeprefix("--method=") for word, after in zip(arguments, [*arguments[1:], ""], strict=True)
              if word == "--method" or word.startswith("--method=")]
-    return named[-1] if named and named[-1] in METHODS else Train.method
+    return Train.method if not named else named[-1]
 
 
-def _refuse_foreign(method: str, words: set[str]) -> None:
-    """Refuse an option that another method has, by its name."""
+def _refuse_foreign(method: str, flags: set[str]) -> None:
+    """Refuse an option that another method has, by its name; a method that there is not is refused by the parser, and so is what no method has."""
     known = method_options()
-    for word in sorted(words):
-        owners = [name for name in METHODS if word in known[name]]
+    for name in sorted(flags) if method in known else ():
+        owners = [other for other in METHODS if name in known[other]]
         if owners and method not in owners:
-            flag, own = f"--{word.replace('_', '-')}", ", ".join(f"--{name.replace('_', '-')}" for name in known[method])
+            flag, own = f"--{name.replace('_', '-')}", ", ".join(f"--{option.replace('_', '-')}" for option in known[method])
             raise ValueError(f"{flag} is an option of {', '.join(owners)}: {method} takes {own}")
 
 # %% ../nbs/53_cli.ipynb #3f97e848
@@ -760,11 +762,11 @@ def main(arguments: list[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name, flags = _name(), {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
-    training = words[:1] == ["train"]
+    training, method = words[:1] == ["train"], _named_method(words)
+    kind = _train_with(method if method in METHODS else Train.method) if training else Train
     try:
-        kind = _train_with(_named_method(words)) if training else Train
-        if training:
-            _refuse_foreign(_named_method(words), flags)
+        if training and "resume" not in flags:
+            _refuse_foreign(method, flags)
     except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -775,8 +777,7 @@ def main(arguments: list[str] | None = None) -> None:
         kinds, prog="cucn", args=words, use_underscores=False,
         description="Facial expression recognition under uncertainty and class imbalance: CUCN and the methods around it.")
     if training:
-        options = {option: {"yes": True, "no": False}.get(value, value) for option, value in vars(command).items()
-                   if option != "train" and value is not None}
+        options = {name: {"yes": True, "no": False}.get(value, value) for name, value in vars(command).items() if name != "train" and name in flags}
         given = tuple(field.name for field in fields(Train) if field.name in flags)
         command = replace(command.train, given=(*given, *options), options=options)
     try:
@@ -824,6 +825,6 @@ def command() -> None:
             code = stop.code
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
         os._exit(141)
     os._exit(code if isinstance(code, int) else int(code is not None))

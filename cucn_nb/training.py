@@ -46,7 +46,7 @@ class TrainConfig:
     """How to train; make one with `TrainConfig.preset`.
 
     Source: "paper" CUCN (arXiv 2212.07751), section III-A; "raf-db" RUL (NeurIPS 2021), authors' network; "mek" a reproduction of MEK's ResNet
-    recipe; "eac", "scn", "dmue", "dacl" and "ad-corre" their authors' scripts; "scratch" ours, for random weights.
+    recipe; "eac", "scn", "dmue", "dacl" and "ad_corre" after their authors' scripts; "scratch" ours, for random weights.
     """
 
     epochs: int = 30  # passes over the training images
@@ -55,7 +55,7 @@ class TrainConfig:
     classifier_lr: float = 2e-3  # rate for the classifier
     weight_decay: float = 1e-4  # added to the gradient
     optimiser: str = "adam"  # "adam" or "sgd" (momentum 0.9)
-    schedule: str = "one_cycle"  # "one_cycle", "exponential" (x 0.9 an epoch), "thirds" (x 0.1 at each) or "inverse_time" (1 / (1 + steps / 100,000))
+    schedule: str = "one_cycle"  # "one_cycle", "exponential" (x 0.9 an epoch), "thirds" (x 0.1 after a third, and again) or "inverse_time"
     warm_up: float = 0.15  # share of the steps in which one cycle climbs to the largest rate
     augmentation: Augmentation = Augmentation(flip=0.5, shift=0.08)  # what happens to training images
     sampling: str = "shuffled"  # "shuffled" (every image once an epoch) or "balanced" (as many draws, each class equally likely)
@@ -89,7 +89,7 @@ class TrainConfig:
         """Take a preset and change some fields.
 
         Args:
-            name: "scratch", "paper", "raf-db", "mek", "eac", "scn", "dmue", "dacl" or "ad-corre".
+            name: "scratch", "paper", "raf-db", "mek", "eac", "scn", "dmue", "dacl" or "ad_corre".
             changes: fields to replace.
         Returns:
             The settings.
@@ -117,7 +117,7 @@ PRESETS: dict[str, dict[str, Any]] = {
              "augmentation": Augmentation(flip=0.5, noise=0.25, erase=0.5)},
     "dacl": {"epochs": 60, "batch_size": 64, "lr": 1e-2, "classifier_lr": 1e-2, "weight_decay": 5e-4, "optimiser": "sgd", "schedule": "thirds",
              "image_size": 224, "augmentation": Augmentation(flip=0.5, shift=0.07)},
-    "ad-corre": {"epochs": 300, "batch_size": 50, "lr": 1e-3, "classifier_lr": 1e-3, "weight_decay": 0.0, "schedule": "inverse_time",
+    "ad_corre": {"epochs": 300, "batch_size": 50, "lr": 1e-3, "classifier_lr": 1e-3, "weight_decay": 0.0, "schedule": "inverse_time",
                  "image_size": 224, "augmentation": Augmentation(flip=0.5, shift=0.08)},
 }
 
@@ -182,6 +182,8 @@ def _make_optimiser(method: Method, config: TrainConfig, steps_per_epoch: int) -
     groups, decay = method.parameter_groups(config.lr, config.classifier_lr), config.weight_decay
     optimiser: torch.optim.Optimizer = (torch.optim.SGD(groups, momentum=0.9, weight_decay=decay, fused=True) if config.optimiser == "sgd"
                                         else torch.optim.Adam(groups, weight_decay=decay, fused=True))
+    if config.optimiser == "sgd":  # made now: a first step that is not finite would leave PyTorch's own without a value
+        optimiser.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for group in groups for p in group["params"]})
     if config.schedule == "one_cycle":
         return optimiser, torch.optim.lr_scheduler.OneCycleLR(
             optimiser, [group["lr"] for group in groups], config.epochs * steps_per_epoch, pct_start=config.warm_up)
@@ -556,7 +558,8 @@ def _changes(out: Path, known: dict[str, Any], asked: dict[str, Any], allow: Seq
     if unknown := [name for name in allow if name not in CHANGEABLE]:
         raise ValueError(f"allow: {', '.join(unknown)} cannot be changed in a run; what can is {', '.join(CHANGEABLE)}")
     changed = _differences(_binding(known), _binding(asked))
-    harmless = ("training.epochs",) if known["training"]["schedule"] == asked["training"]["schedule"] == "exponential" else ()
+    schedules = {known["training"]["schedule"], asked["training"]["schedule"]}  # of some the rates do not depend on the number of epochs
+    harmless = ("training.epochs",) if schedules in ({"exponential"}, {"inverse_time"}) else ()
     refused = {name: pair for name, pair in changed.items() if not any(f"{name}.".startswith(f"{free}.") for free in (*allow, *harmless))}
     if refused:
         lines = "".join(f"\n  {name}: {_short(old)} in the run, {_short(new)} now" for name, (old, new) in refused.items())

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from cucn_nb import faces
 from cucn_nb.checkpoint import load_state, save_state
-from cucn_nb.cli import main
+from cucn_nb.cli import METHODS, Train, main, method_options
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -314,3 +314,27 @@ def test_the_page_of_a_run_loads_nothing(run):
 def test_compare_asks_for_judged_runs(capsys, run, tmp_path):
     assert "cucn evaluate" in complaint(capsys, "compare", run, run, "--split", "train")
     assert "no run" in complaint(capsys, "compare", tmp_path, run)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_options_of_every_method_reach_the_run(name, monkeypatch):
+    """Both ways to write them; what is not named is not given."""
+    asked = []
+    monkeypatch.setattr(Train, "__call__", lambda command: asked.append(command))
+    for option, facts in method_options()[name].items():
+        value = facts.choices[-1] if facts.choices else 0.25
+        flag = f"--{option.replace('_', '-')}"
+        for words in ([flag, str(value)], [f"{flag}={value}"]):
+            main(["train", "--method", name, "--out", "run", *words])
+            command = asked.pop()
+            assert command.options == {option: {"yes": True, "no": False}.get(value, value)} and command.given == ("out", "method", option)
+    main(["train", "--method", name, "--epochs", "3"])
+    assert asked[0].options == {} and asked[0].given == ("method", "epochs") and asked[0].method == name
+
+
+def test_a_misspelt_method_is_what_is_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--method", "scm", "--relabel", "all", "--out", "run"])
+    assert "scm" in "".join(capsys.readouterr())
+    assert "--relabel is an option of scn: cucn takes" in complaint(capsys, "train", "--relabel", "all", "--out", "run")
+    assert "--mixing: a resumed run takes this from its folder" in complaint(capsys, "train", "--resume", tmp_path, "--mixing", "half")

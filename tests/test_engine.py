@@ -118,3 +118,27 @@ def test_a_gradient_that_overflows_changes_nothing(name, place):
         with pytest.raises(TrainingError, match=r"epoch 1, step 2: the gradient of .* is not finite; images \d+.* of noise/train"):
             fit(method, data, data, TrainConfig(epochs=1, batch_size=7, device="cpu", precision="float32"), verbose=False)
     assert kept and all(torch.equal(value, kept[key]) for key, value in method.state_dict().items())
+
+
+def test_a_first_step_that_is_not_finite_leaves_sgd_as_it_was(tmp_path):
+    """PyTorch makes the momentum in the first step; had that step been bad, it would be whatever the memory held."""
+    data = noise(torch.arange(21) % 7)
+    config = TrainConfig(epochs=3, batch_size=7, optimiser="sgd", schedule="thirds", device="cpu", precision="float32")
+    original = training._Engine.loss
+
+    def make():
+        torch.manual_seed(0)
+        return methods.create("cross_entropy", counts=data.counts, image_size=32, width=16)
+
+    def bad(engine, step, batch):
+        loss, log = original(engine, step, batch)
+        return loss * float("nan"), log
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Engine, "loss", bad)
+        with pytest.raises(TrainingError, match="epoch 1, step 1: the loss is not finite"):
+            fit(make(), data, data, config, tmp_path / "run", verbose=False)
+    resumed = fit(make(), data, data, config, tmp_path / "run", resume=True, verbose=False)
+    whole = fit(make(), data, data, config, tmp_path / "whole", verbose=False)
+    theirs = whole.method.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in resumed.method.state_dict().items())

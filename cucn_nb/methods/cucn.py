@@ -20,7 +20,8 @@ class CUCN(RUL):
         backbone: images -> map; with CBAM in its blocks in the paper's full method.
         map_shape: K, h, w of the map.
         class_weights: weight of each class in the loss, `[C]`; `methods.create` computes them from the counts.
-        mixing: how the faces of a pair share a mixture: by their sigma ("learned"), or one of the controls in `cucn_nb.uncertainty.MIXINGS`.
+        mixing: how a pair shares its mixture: by sigma ("learned"), by another face's ("shuffled"), evenly ("half"), by sigma with partners of
+            another label ("other_labels"), or not at all ("none").
     Source: CUCN (arXiv 2212.07751), section II.
     """
 

@@ -160,7 +160,9 @@ class DMUE(CrossEntropy):
 
     def parameter_groups(self, lr: float, classifier_lr: float) -> list[dict[str, Any]]:
         """Split the parameters for the optimiser: those of all classifiers at `classifier_lr`, everything else at `lr`."""
-        last = [*self.classifier.parameters(), *self.aids.get_submodule("classifiers").parameters()]
+        last = list(self.classifier.parameters())
+        if hasattr(self, "aids"):
+            last += self.aids.get_submodule("classifiers").parameters()
         known = set(map(id, last))
         return [{"params": [p for p in self.parameters() if id(p) not in known], "lr": lr}, {"params": last, "lr": classifier_lr}]
 

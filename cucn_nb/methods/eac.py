@@ -27,7 +27,7 @@ class EAC(CrossEntropy):
         backbone: images -> map.
         map_shape: K, h, w of the map.
         class_weights: not used by EAC; MEK, which is made from it, weighs by them.
-        consistency: factor of the consistency term, at least 0.
+        consistency: factor of the consistency term, at least 0; the authors have 5, with a trunk pretrained on faces.
     Raises:
         ValueError: the factor is negative or not finite.
     Source: EAC (Zhang et al., ECCV 2022); the authors' lambda, for a network pretrained on faces, is 5.

@@ -93,7 +93,7 @@ class Remedy(CrossEntropy):
         backbone: images -> map.
         map_shape: K, h, w of the map.
         class_weights: not used.
-        remedy: the loss, one of `REMEDIES`: against imbalance ("logit_adjusted", "ldam"), for hard images ("focal"), against wrong or overconfident
+        remedy: the loss: against imbalance ("logit_adjusted", "ldam"), for hard images ("focal"), against wrong or overconfident
             labels ("label_smoothing", "generalised", "mixup").
     Raises:
         ValueError: the remedy is unknown.

@@ -31,7 +31,8 @@ class RUL(Method):
         backbone: images -> map.
         map_shape: K, h, w of the map.
         class_weights: weight of each class in the loss, `[C]`; RUL itself has none, CUCN adds them.
-        mixing: how the faces of a pair share a mixture: by their sigma ("learned"), or one of the controls in `cucn_nb.uncertainty.MIXINGS`.
+        mixing: how a pair shares its mixture: by sigma ("learned"), by another face's ("shuffled"), evenly ("half"), by sigma with partners of
+            another label ("other_labels"), or not at all ("none").
     Raises:
         ValueError: the mixing is unknown.
     Source: RUL (Zhang, Wang and Deng, NeurIPS 2021).
